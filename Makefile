@@ -1,0 +1,65 @@
+# Each target does its own set-up in .venv and starts from a machine that has Python, a C++ compiler and a package
+# registry; a second run redoes only what a change asks for. An activated environment is left alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Of this machine's GPUs alone; without one, two that the checks ask for. All of them would take minutes.
+export CNNLSTM_CUDA_ARCHS ?= native
+SWITCHES := NATIVE=$(CNNLSTM_NATIVE) CUDA=$(CNNLSTM_CUDA) $(CNNLSTM_CUDA_ARCHS) $(CUDA_HOME) $(CXX)
+NATIVE_SOURCES := CMakeLists.txt setup.py cnnlstm_fast/operators.schema $(shell find csrc -type f)
+
+.PHONY: help demo test lint bench build clean
+help:
+	@echo "make demo | test | lint | bench | build | clean"
+
+demo: $(STAMPS)/demo $(STAMPS)/native
+	@$(BIN)/cnnlstm-fast demo
+
+test: $(STAMPS)/test $(STAMPS)/native
+	@$(BIN)/python -m pytest tests $(wildcard bench/test_*.py) --benchmark-disable
+
+lint: $(STAMPS)/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+bench: $(STAMPS)/test $(STAMPS)/native
+	@$(BIN)/python -m pytest bench --benchmark-only
+
+build: $(STAMPS)/native
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f cnnlstm_fast/*.so cnnlstm_fast/_build_notes.json $(STAMPS)/native
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else \
+	  "cnnlstm_fast needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: choose one with make PYTHON=python3.12" \
+	  % sys.version_info[:2])'
+	@echo "== virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/base: $(STAMPS)/venv constraints.txt
+	@echo "== PyTorch and the build tools"
+	@$(PIP) torch numpy setuptools wheel cmake ninja pybind11
+	@touch $@
+
+# Holds the switches of the last build, and is newer than it when they have changed.
+$(STAMPS)/switches: $(STAMPS)/base FORCE
+	@echo '$(SWITCHES)' | cmp -s - $@ || echo '$(SWITCHES)' > $@
+FORCE:
+
+$(STAMPS)/native: $(STAMPS)/base $(STAMPS)/switches $(NATIVE_SOURCES)
+	@echo "== native libraries"
+	@$(BIN)/python setup.py -q build_native --inplace
+	@touch $@
+
+# One stamp for each set of extras. The native libraries come first: the installation then finds them built.
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev: $(STAMPS)/base pyproject.toml | $(STAMPS)/native
+	@echo "== cnnlstm-fast[$(@F)]"
+	@$(PIP) --no-build-isolation -e '.[$(@F)]'
+	@touch $@

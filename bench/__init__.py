@@ -1,0 +1,1 @@
+"""Benchmarks: one table of cases, a gate of correctness before every time, and what measures them."""

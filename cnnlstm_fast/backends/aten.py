@@ -1,0 +1,65 @@
+"""What PyTorch has: torch.lstm, which is oneDNN or MKL on a CPU and cuDNN on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..canonical import LSTMSpec
+from .base import Backend, Outputs, without_saved
+
+
+def _supports(spec: LSTMSpec) -> str | None:
+    if spec.lengths:
+        return "PyTorch's LSTM takes no lengths"
+    if spec.reset:
+        return "PyTorch's LSTM takes no reset mask"
+    if spec.all_cells:
+        return "PyTorch's LSTM keeps only the last cell state"
+    if spec.T == 0:
+        return "PyTorch's LSTM refuses sequences of no steps"
+    return None
+
+
+def _forward(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    dropout_mask: Tensor | None,
+    bidirectional: bool,
+    for_backward: bool,
+    all_cells: bool,
+    dropout: float = 0.0,
+) -> Outputs:
+    directions = 2 if bidirectional else 1
+    num_layers = h0.size(0) // directions
+    count = len(weights) // num_layers
+    bias = count // directions >= 4
+
+    def run(x: Tensor, h: Tensor, c: Tensor, w: list[Tensor], layers: int) -> tuple[Tensor, Tensor, Tensor]:
+        train = dropout > 0.0
+        if batch_sizes is None:
+            return torch.lstm(x, (h, c), w, bias, layers, dropout, train, bidirectional, False)
+        return torch.lstm(x, batch_sizes, (h, c), w, bias, layers, dropout, train, bidirectional)
+
+    if dropout_mask is None:
+        return without_saved(*run(input, h0, c0, weights, num_layers))
+
+    # torch.lstm cannot be handed a mask: layer by layer, masked in between
+    x, h_n, c_n = input, [], []
+    for layer in range(num_layers):
+        states = slice(layer * directions, (layer + 1) * directions)
+        x = x if layer == 0 else x * dropout_mask[layer - 1]
+        x, h, c = run(x, h0[states], c0[states], weights[layer * count : (layer + 1) * count], 1)
+        h_n.append(h)
+        c_n.append(c)
+    return without_saved(x, torch.cat(h_n), torch.cat(c_n))
+
+
+BACKEND = Backend(
+    "aten", "PyTorch's own: oneDNN on a CPU, cuDNN on a GPU", _supports, forward=_forward, own_dropout=True
+)

@@ -1,0 +1,366 @@
+"""What a call is: its facts, their validation, and LSTMSpec, the summary by which a backend is chosen.
+
+This is the only place that raises shape, dtype and device errors. Each is one sentence: the argument, what was
+expected, what came, what to do.
+
+Dimensions: T steps, B sequences, I input_size, H hidden_size, P = proj_size or H, L num_layers, D directions,
+N rows of a packed sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class LSTMSpec(NamedTuple):
+    """All that the choice of a backend may depend on. ``T`` and ``B`` are None where a graph is being traced,
+    since a choice by size would compile one graph per size."""
+
+    device: str
+    dtype: torch.dtype
+    T: int | None
+    B: int | None
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    bidirectional: bool
+    bias: bool
+    packed: bool
+    lengths: bool
+    reset: bool
+    dropout: bool
+    all_cells: bool
+    grad: bool
+    tracing: bool
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def __str__(self) -> str:
+        size = "any T and B" if self.T is None else f"T={self.T} B={self.B}"
+        flags = [
+            name
+            for name in (
+                "bidirectional",
+                "packed",
+                "lengths",
+                "reset",
+                "dropout",
+                "all_cells",
+                "grad",
+                "tracing",
+            )
+            if getattr(self, name)
+        ]
+        projection = f" P={self.proj_size}" if self.proj_size else ""
+        return " ".join(
+            [
+                self.device,
+                str(self.dtype).removeprefix("torch."),
+                size,
+                f"I={self.input_size} H={self.hidden_size}{projection} L={self.num_layers}",
+                *flags,
+            ]
+        )
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer in one direction, see ``reference.lstm`` for the shapes."""
+
+    w_ih: Any
+    w_hh: Any
+    b_ih: Any = None
+    b_hh: Any = None
+    w_hr: Any = None
+
+
+def split_weights(weights: Sequence[Any], num_layers: int, directions: int) -> list[list[LayerWeights]]:
+    """Groups nn.LSTM's flat list by layer and direction."""
+    count = len(weights) // (num_layers * directions)
+
+    def group(k: int) -> LayerWeights:
+        w = weights[k * count : (k + 1) * count]
+        b_ih, b_hh = (w[2], w[3]) if count >= 4 else (None, None)
+        return LayerWeights(w[0], w[1], b_ih, b_hh, w[-1] if count in (3, 5) else None)
+
+    return [[group(layer * directions + d) for d in range(directions)] for layer in range(num_layers)]
+
+
+class Fact(NamedTuple):
+    """What is known of a tensor without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def fact(tensor: Tensor) -> Fact:
+    return Fact(tensor.shape, tensor.dtype, tensor.device)
+
+
+class Facts(NamedTuple):
+    """Everything about a call that validation and selection look at; hashable, so both are done once."""
+
+    input: Fact  # (T, B, I), or (N, I) where batch_sizes is given
+    hx: tuple[Fact, Fact] | None
+    weights: tuple[Fact, ...]
+    batch_sizes: tuple[int, int] | None  # T and B of a packed sequence
+    lengths: Fact | None
+    reset: Fact | None
+    num_layers: int
+    bidirectional: bool
+    bias: bool
+    proj_size: int
+    dropout: float
+    all_cells: bool
+    grad: bool
+    tracing: bool
+    backend: str
+
+
+def validate(facts: Facts) -> LSTMSpec:
+    """Checks the facts of a call against each other.
+
+    Raises:
+        ValueError: a shape, dtype or value does not fit.
+        RuntimeError: tensors are on different devices.
+    """
+    x = facts.input
+    directions = 2 if facts.bidirectional else 1
+    hidden_size = _check_weights(facts, directions)
+    input_size = facts.weights[0].shape[1]
+    if x.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"input: expected a floating dtype, got {_name(x.dtype)}; convert it with input.float()."
+        )
+    if x.shape[-1] != input_size:
+        raise ValueError(
+            f"input: expected {input_size} features in its last dimension (the LSTM's input_size), got shape "
+            f"{_show(x.shape)}."
+        )
+    if x.dtype != facts.weights[0].dtype:
+        raise ValueError(
+            f"input: expected the weights' dtype {_name(facts.weights[0].dtype)}, got {_name(x.dtype)}; convert "
+            f"the input, or the model with model.to({x.dtype})."
+        )
+    if x.device != facts.weights[0].device:
+        raise RuntimeError(
+            f"input: expected the weights' device {facts.weights[0].device}, got {x.device}; move one of them "
+            f"with .to()."
+        )
+    if facts.batch_sizes is None:
+        T, B = x.shape[0], x.shape[1]
+    else:
+        T, B = facts.batch_sizes
+    P = facts.proj_size or hidden_size
+    if facts.hx is not None:
+        states = facts.num_layers * directions
+        _check_state("h0", facts.hx[0], (states, B, P), x)
+        _check_state("c0", facts.hx[1], (states, B, hidden_size), x)
+    _check_lengths(facts, B)
+    _check_reset(facts, T, B)
+    if not 0.0 <= facts.dropout <= 1.0:
+        raise ValueError(f"dropout: expected a probability between 0 and 1, got {facts.dropout}.")
+    return LSTMSpec(
+        device=x.device.type,
+        dtype=x.dtype,
+        T=None if facts.tracing else T,
+        B=None if facts.tracing else B,
+        input_size=input_size,
+        hidden_size=hidden_size,
+        proj_size=facts.proj_size,
+        num_layers=facts.num_layers,
+        bidirectional=facts.bidirectional,
+        bias=facts.bias,
+        packed=facts.batch_sizes is not None,
+        lengths=facts.lengths is not None,
+        reset=facts.reset is not None,
+        dropout=facts.dropout > 0.0 and facts.num_layers > 1,
+        all_cells=facts.all_cells,
+        grad=facts.grad,
+        tracing=facts.tracing,
+    )
+
+
+def check_rank(input: Tensor) -> None:
+    """A padded input has rank 3, or 2 where it is one unbatched sequence."""
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}; pass one of these."
+        )
+    if input.dim() not in (2, 3):
+        raise ValueError(
+            f"input: expected rank 3, (T, B, I) or batch_first (B, T, I), or rank 2, (T, I), got rank "
+            f"{input.dim()} with shape {_show(input.shape)}; reshape it."
+        )
+
+
+def check_rows(rows: Tensor) -> None:
+    """The data of a PackedSequence has rank 2."""
+    if rows.dim() != 2:
+        raise ValueError(
+            f"input: expected a PackedSequence with data of rank 2, (N, I), got rank {rows.dim()} with shape "
+            f"{_show(rows.shape)}; flatten the features of a step into one dimension before packing."
+        )
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Only a tensor or None will do."""
+    if value is not None and not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected a Tensor, got {type(value).__name__}; convert it with torch.as_tensor()."
+        )
+
+
+def check_hx(hx: Any, rank: int) -> None:
+    """hx is a pair of tensors of the same rank as the input's batch."""
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+        raise TypeError(f"hx: expected a pair of tensors (h0, c0), got {_describe(hx)}; pass both states.")
+    for name, state in zip(("h0", "c0"), hx, strict=True):
+        if state.dim() != rank:
+            raise ValueError(
+                f"{name}: expected rank {rank}, as the input is {'batched' if rank == 3 else 'unbatched'}, got rank "
+                f"{state.dim()} with shape {_show(state.shape)}; add or drop its batch dimension 1."
+            )
+
+
+def check_length_values(lengths: Tensor, T: int) -> None:
+    """Every length lies in 0..T. On another device than the CPU, and in a traced graph, the check is an
+    assertion that runs there, so that the host never waits."""
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        if lengths.numel():
+            low, high = (int(v) for v in torch.aminmax(lengths))
+            if low < 0:
+                raise ValueError(f"lengths: expected values from 0 to T={T}, got {low}; lengths count steps.")
+            if high > T:
+                raise ValueError(
+                    f"lengths: expected values from 0 to T={T}, got {high}; the input has only {T} steps."
+                )
+    else:
+        torch._assert_async(((lengths >= 0) & (lengths <= T)).all(), "lengths: expected values from 0 to T.")
+
+
+def _check_weights(facts: Facts, directions: int) -> int:
+    """The list has the right count and every weight its shape, dtype and device; returns the hidden size."""
+    per_direction = 2 + 2 * facts.bias + (facts.proj_size > 0)
+    expected = per_direction * directions * facts.num_layers
+    if facts.num_layers < 1 or len(facts.weights) != expected:
+        raise ValueError(
+            f"weights: expected {expected} tensors (num_layers={facts.num_layers}, {directions} direction(s), "
+            f"{per_direction} each with bias={facts.bias}, proj_size={facts.proj_size}), got {len(facts.weights)}."
+        )
+    first = facts.weights[0]
+    if len(first.shape) != 2 or first.shape[0] % 4 or first.shape[0] == 0:
+        raise ValueError(
+            f"weights[0]: expected w_ih of shape (4*hidden_size, input_size), got {_show(first.shape)}."
+        )
+    H = first.shape[0] // 4
+    P = facts.proj_size or H
+    if not 0 <= facts.proj_size < H:
+        raise ValueError(f"proj_size: expected 0 (none) to less than hidden_size={H}, got {facts.proj_size}.")
+    wanted = {"w_hh": (4 * H, P), "b_ih": (4 * H,), "b_hh": (4 * H,), "w_hr": (P, H)}
+    for layer, pair in enumerate(split_weights(facts.weights, facts.num_layers, directions)):
+        wanted["w_ih"] = (4 * H, first.shape[1] if layer == 0 else directions * P)
+        for direction, w in enumerate(pair):
+            for name, weight in w._asdict().items():
+                if weight is None:
+                    continue
+                where = f"weights: {name} of layer {layer}, direction {direction}"
+                if tuple(weight.shape) != wanted[name]:
+                    raise ValueError(f"{where}: expected shape {wanted[name]}, got {_show(weight.shape)}.")
+                if weight.dtype != first.dtype:
+                    raise ValueError(
+                        f"{where}: expected {_name(first.dtype)} like the first weight, got {_name(weight.dtype)}; "
+                        f"convert the whole model with model.to()."
+                    )
+                if weight.device != first.device:
+                    raise RuntimeError(
+                        f"{where}: expected the first weight's device {first.device}, got {weight.device}; move "
+                        f"the whole model with model.to()."
+                    )
+    return H
+
+
+def _check_state(name: str, state: Fact, shape: tuple[int, ...], x: Fact) -> None:
+    if tuple(state.shape) != shape:
+        raise ValueError(
+            f"{name}: expected shape {_show(shape)} (num_layers*directions, batch, "
+            f"{'proj_size or hidden_size' if name == 'h0' else 'hidden_size'}), got {_show(state.shape)}."
+        )
+    if state.dtype != x.dtype:
+        raise ValueError(
+            f"{name}: expected the input's dtype {_name(x.dtype)}, got {_name(state.dtype)}; convert it with "
+            f"{name}.to(input.dtype)."
+        )
+    if state.device != x.device:
+        raise RuntimeError(
+            f"{name}: expected the input's device {x.device}, got {state.device}; move it with "
+            f"{name}.to(input.device)."
+        )
+
+
+def _check_lengths(facts: Facts, B: int) -> None:
+    lengths = facts.lengths
+    if lengths is None:
+        return
+    if facts.batch_sizes is not None:
+        raise ValueError(
+            "lengths: expected None with a PackedSequence, which has its own; pass only one of them."
+        )
+    if tuple(lengths.shape) != (B,):
+        raise ValueError(f"lengths: expected shape ({B},), one per sequence, got {_show(lengths.shape)}.")
+    if lengths.dtype != torch.int64:
+        raise ValueError(
+            f"lengths: expected int64, got {_name(lengths.dtype)}; convert it with lengths.long()."
+        )
+    if lengths.device != facts.input.device:
+        raise RuntimeError(
+            f"lengths: expected the input's device {facts.input.device}, got {lengths.device}; move it with "
+            f"lengths.to(input.device)."
+        )
+
+
+def _check_reset(facts: Facts, T: int, B: int) -> None:
+    reset = facts.reset
+    if reset is None:
+        return
+    if facts.batch_sizes is not None:
+        raise ValueError(
+            "reset: expected None with a PackedSequence; pass a padded input with lengths instead."
+        )
+    if tuple(reset.shape) != (T, B):
+        raise ValueError(
+            f"reset: expected shape ({T}, {B}), (T, B), or (B, T) with batch_first, got "
+            f"{_show(reset.shape)} as (T, B)."
+        )
+    if reset.dtype != torch.bool:
+        raise ValueError(f"reset: expected bool, got {_name(reset.dtype)}; convert it with reset.bool().")
+    if reset.device != facts.input.device:
+        raise RuntimeError(
+            f"reset: expected the input's device {facts.input.device}, got {reset.device}; move it with "
+            f"reset.to(input.device)."
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _show(shape: Sequence[int]) -> str:
+    return str(tuple(shape))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"one tensor of shape {_show(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(type(v).__name__ for v in value)}"
+    return type(value).__name__

@@ -1,0 +1,73 @@
+"""The commands: cnnlstm-fast demo | info."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from . import __version__, _native
+from .backends import BACKENDS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="cnnlstm-fast", description="Fast LSTMs for CNN-LSTM models in PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("info", help="what is installed here, which parts were compiled, what was left out")
+    demo = commands.add_parser("demo", help="train a text reader, optimize it, prove and time it")
+    from .demo import run as demo_run
+
+    demo_run.add_arguments(demo)
+    args = parser.parse_args(argv)
+    if args.command == "info":
+        try:
+            print(info())
+        except RuntimeError as error:  # CUDA's own, or a CPU kernel asked for that is not here
+            print(error, file=sys.stderr)
+            return 1
+        return 0
+    return demo_run.run(args)
+
+
+def info() -> str:
+    """Versions, what was compiled or why not, the machine, and the backends."""
+    facts = _native.facts()
+    notes, cpu = facts["notes"], facts.get("cpu")
+    rows = [
+        ("cnnlstm_fast", __version__),
+        ("PyTorch", torch.__version__),
+        ("Python", platform.python_version()),
+    ]
+    if facts["available"]:
+        rows.append(("compiled part", f"{notes['compiler']}, for PyTorch {notes['torch']}"))
+    else:
+        rows.append(("compiled part", f"not here: {facts['reason']}"))
+    if notes.get("cuda"):
+        archs = ", ".join(f"sm_{arch}" for arch in notes["cuda_archs"])
+        rows.append(("CUDA part", f"CUDA {notes['cuda_version']} for {archs}"))
+    else:
+        rows.append(("CUDA part", f"not here: {notes.get('cuda_reason', 'nothing was built')}"))
+    if cpu:
+        caches = ", ".join(f"{level} {size >> 10} KB" for level, size in cpu["cache_bytes"].items())
+        rows.append(("CPU", f"{cpu['name']}, {cpu['cores']} cores, {caches}"))
+        rows.append(("kernels", f"{cpu['active_isa']} (this machine runs {', '.join(cpu['isas'])})"))
+    for gpu in facts.get("cuda_devices", []):
+        rows.append(("GPU", f"{gpu['name']}, sm_{gpu['sm']}"))
+    lines = [f"{name + ':':<15} {value}" for name, value in rows]
+    lines += ["", "backends:", *(f"  {b.name:<12} {b.summary}" for b in BACKENDS.values())]
+    if not facts["available"]:
+        lines.append(
+            "lost without the compiled extension: the backend 'cpu'; PyTorch's own kernels run instead"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Which backend runs a call, and why."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from .backends import BACKENDS, Backend
+from .canonical import Facts, LSTMSpec, validate
+
+
+class Choice(NamedTuple):
+    """A backend with the reason for it, and the reason against each one that ``auto`` passed over."""
+
+    backend: Backend
+    reason: str
+    rejected: dict[str, str]
+
+
+class Plan(NamedTuple):
+    """What is worked out once for all calls with the same facts."""
+
+    spec: LSTMSpec
+    choice: Choice
+
+
+def select(spec: LSTMSpec, backend: str = "auto") -> Choice:
+    """Takes the named backend, or for ``auto`` the first of BACKENDS that can do the job and is not known to be
+    slower than a later one.
+
+    Raises:
+        ValueError: no backend has that name.
+        RuntimeError: the named backend cannot do the job.
+    """
+    if backend != "auto":
+        return _named(spec, backend)
+    rejected: dict[str, str] = {}
+    able: list[Backend] = []
+    for candidate in BACKENDS.values():
+        reason = candidate.supports(spec)
+        if reason is None:
+            able.append(candidate)
+            reason = candidate.slower(spec)
+            if reason is None:
+                return Choice(
+                    candidate, f"{candidate.summary}; the first in order that is not slower", rejected
+                )
+        rejected[candidate.name] = reason
+    if not able:
+        raise RuntimeError(f"no backend takes the call {spec}: {_list(rejected)}.")
+    del rejected[able[0].name]
+    return Choice(able[0], "all that take the call are slow", rejected)
+
+
+def _named(spec: LSTMSpec, name: str) -> Choice:
+    if name not in BACKENDS:
+        able = [b.name for b in BACKENDS.values() if b.supports(spec) is None]
+        raise ValueError(
+            f"backend: expected 'auto' or one of {', '.join(BACKENDS)} (able to take this call: {', '.join(able)}), "
+            f"got {name!r}."
+        )
+    reason = BACKENDS[name].supports(spec)
+    if reason is not None:
+        able = [b.name for b in BACKENDS.values() if b.supports(spec) is None]
+        raise RuntimeError(
+            f"backend: {name!r} cannot take this call: {reason}; use 'auto' or one of {', '.join(able)}."
+        )
+    return Choice(BACKENDS[name], "named by the caller", {})
+
+
+def _list(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def plan(facts: Facts) -> Plan:
+    spec = validate(facts)
+    return Plan(spec, select(spec, facts.backend))
+
+
+cached_plan = lru_cache(maxsize=4096)(plan)

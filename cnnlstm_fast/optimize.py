@@ -1,0 +1,151 @@
+"""optimize(model), revert(model), explain(model)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ._identity import is_stand_in, set_real_class
+from .backends import BACKENDS
+from .canonical import LSTMSpec, validate
+from .dispatch import select
+from .modules import fast_twin
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def optimize(model: Model, backend: str = "auto") -> Model:
+    """Makes every nn.LSTM inside the model fast, in place, and returns the model.
+
+    The modules stay the same objects with the same Parameters, names, hooks and attributes; only their class
+    changes, so references to them, optimizers and state dicts stay valid. ``revert`` undoes it. Subclasses of
+    nn.LSTM keep their own methods; what they hand to ``super().forward`` runs fast.
+
+    Args:
+        backend: "auto", or a name in ``BACKENDS`` for all of them.
+
+    Raises:
+        TypeError: model is no nn.Module.
+        ValueError: no backend has that name.
+    """
+    check_model(model)
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
+    for module in model.modules():
+        if isinstance(module, nn.LSTM):
+            if not is_stand_in(module):
+                set_real_class(module, fast_twin(type(module)))
+            if backend != getattr(module, "backend", backend):
+                module.backend = backend
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Gives every module that ``optimize`` changed its own class back, in place, and returns the model."""
+    check_model(model)
+    for module in model.modules():
+        if is_stand_in(module):
+            module.__dict__.pop("backend", None)
+            set_real_class(module, type(module).stands_for)  # type: ignore[attr-defined]
+    return model
+
+
+def explain(model: nn.Module, example_inputs: Any = None) -> str:
+    """Says for each LSTM in the model which backend runs it, why, and why the others do not.
+
+    Args:
+        example_inputs: a tuple of the model's arguments, or its single argument. With them the model runs once
+            (without gradient) and the text tells of the calls as they came; without them, of a call of unknown
+            sizes on the parameters' device and dtype.
+    """
+    check_model(model)
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.LSTM)]
+    if not named:
+        return "no nn.LSTM in this model: nothing to optimize"
+    seen = None if example_inputs is None else _observe(model, example_inputs)
+    lines: list[str] = []
+    for name, module in named:
+        lines.append(f"{name or '(the model itself)'}: {module._get_name()}({module.extra_repr()})")
+        if not is_stand_in(module):
+            lines.append("  not optimized: call cnnlstm_fast.optimize(model)")
+            continue
+        specs = [_unsized_spec(module)] if seen is None else seen[module]
+        if not specs:
+            lines.append("  not called with these inputs")
+        for spec in specs:
+            lines.append(f"  call:     {spec}")
+            lines += _choice_lines(spec, module.backend)  # type: ignore[arg-type]
+        if seen is None and module.backend == "auto":
+            lines.append("  note:     the choice depends on T and B: pass example_inputs to see it for yours")
+    return "\n".join(lines)
+
+
+def _choice_lines(spec: LSTMSpec, backend: str) -> Iterator[str]:
+    try:
+        choice = select(spec, backend)
+    except (ValueError, RuntimeError) as error:
+        yield f"  fails:    {error}"
+        return
+    yield f"  backend:  {choice.backend.name}: {choice.reason}"
+    for name, reason in choice.rejected.items():
+        yield f"  rejected: {name}: {reason}"
+
+
+def _observe(model: nn.Module, example_inputs: Any) -> dict[nn.Module, list[LSTMSpec]]:
+    """Runs the model once and notes the distinct calls of each fast layer."""
+    seen: dict[nn.Module, list[LSTMSpec]] = {m: [] for m in model.modules() if is_stand_in(m)}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        spec = validate(module.call(*args, **kwargs).facts)  # type: ignore[operator]
+        if spec not in seen[module]:
+            seen[module].append(spec)
+
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in seen]
+    try:
+        with torch.no_grad():
+            model(*as_arguments(example_inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
+    """A tuple stands for the arguments of a model, anything else (a PackedSequence, too) for its only one."""
+    if isinstance(example_inputs, tuple) and not isinstance(example_inputs, PackedSequence):
+        return example_inputs
+    return (example_inputs,)
+
+
+def check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}; pass the model itself."
+        )
+
+
+def _unsized_spec(module: nn.LSTM) -> LSTMSpec:
+    weight = getattr(module, module._flat_weights_names[0])
+    return LSTMSpec(
+        device=weight.device.type,
+        dtype=weight.dtype,
+        T=None,
+        B=None,
+        input_size=module.input_size,
+        hidden_size=module.hidden_size,
+        proj_size=module.proj_size,
+        num_layers=module.num_layers,
+        bidirectional=module.bidirectional,
+        bias=module.bias,
+        packed=False,
+        lengths=False,
+        reset=False,
+        dropout=module.training and module.dropout > 0.0 and module.num_layers > 1,
+        all_cells=False,
+        grad=module.training and torch.is_grad_enabled(),
+        tracing=False,
+    )

@@ -1,0 +1,219 @@
+"""verify(model, inputs): errors against float64 and speed of a model, before and after, on the user's own input."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .contract import FLOOR, bound, relative_error
+from .optimize import as_arguments, check_model, optimize, revert
+from .timing import interleave, median_ratio
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """The error of one output or gradient: ||x - ref|| / ||ref||."""
+
+    what: str
+    eager: float
+    fast: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return self.fast <= self.limit
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Times of one job, in milliseconds; ``ratio`` is the median over paired rounds of eager / fast."""
+
+    what: str
+    eager_ms: float
+    fast_ms: float
+    ratio: float
+    rounds: int
+
+
+@dataclass
+class Report:
+    """What ``verify`` found. ``ok``: every error lies within the contract (see ``cnnlstm_fast.contract``)."""
+
+    errors: list[ErrorRow] = field(default_factory=list)
+    speed: list[SpeedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(row.ok for row in self.errors)
+
+    def __str__(self) -> str:
+        names = [e.what for e in self.errors] + [s.what for s in self.speed]
+        width = max(24, *map(len, names))
+        lines = [f"{'error against float64':<{width}}  {'eager':>9}  {'fast':>9}  {'limit':>9}"]
+        for e in self.errors:
+            verdict = "ok" if e.ok else "FAILED"
+            lines.append(f"{e.what:<{width}}  {e.eager:9.2e}  {e.fast:9.2e}  {e.limit:9.2e}  {verdict}")
+        if self.speed:
+            lines += ["", f"{'time':<{width}}  {'eager':>9}  {'fast':>9}  {'speed-up':>9}"]
+        for s in self.speed:
+            lines.append(
+                f"{s.what:<{width}}  {s.eager_ms:6.2f} ms  {s.fast_ms:6.2f} ms  {s.ratio:8.2f}x  "
+                f"(medians of {s.rounds} paired rounds)"
+            )
+        lines += ["", *self.notes] if self.notes else []
+        lines.append("verdict: " + ("same numbers" if self.ok else "NOT the same numbers"))
+        return "\n".join(lines)
+
+
+def verify(model: nn.Module, example_inputs: Any, seconds: float = 2.0) -> Report:
+    """Runs copies of the model as PyTorch has it and optimized, on the given input, and compares both with a
+    float64 copy on the CPU: outputs, and the gradients of all parameters.
+
+    The model itself is not touched, whether it is optimized already or not. The copies run in eval mode, without
+    dropout.
+
+    Args:
+        example_inputs: a tuple of the model's arguments, or its single argument.
+        seconds: how long to measure each job.
+
+    Returns:
+        A ``Report``: print it, or ask ``report.ok``.
+    """
+    check_model(model)
+    args = _cast(as_arguments(example_inputs))
+    eager, fast = _quiet(revert(_copy(model))), _quiet(optimize(_copy(model)))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    report = Report()
+
+    trains = any(p.requires_grad for p in model.parameters())
+    eager_out, eager_grads = _run(eager, args, trains)
+    fast_out, fast_grads = _run(fast, args, trains)
+    try:
+        exact = revert(_copy(model)).to("cpu", torch.float64)
+        ref_out, ref_grads = _run(_quiet(exact), _cast(args, "cpu", torch.float64), trains)
+    except (RuntimeError, ValueError, TypeError) as error:
+        message = str(error).splitlines()[0]
+        report.notes.append(f"the model does not run in float64 ({message}): compared with eager instead")
+        ref_out, ref_grads = eager_out, eager_grads
+
+    if [t.shape for t in eager_out] != [t.shape for t in fast_out]:
+        raise RuntimeError("the optimized model's outputs differ from the eager one's in number or shape.")
+    rows: list[tuple[str, Tensor, Tensor | None, Tensor]] = [
+        (f"output {k}", e, f, r) for k, (e, f, r) in enumerate(zip(eager_out, fast_out, ref_out, strict=True))
+    ]
+    rows += [
+        (f"gradient of {name}", grad, fast_grads.get(name), ref_grads[name])
+        for name, grad in eager_grads.items()
+    ]
+    for what, e, f, r in rows:
+        eager_error, kind = relative_error(e, r), e.dtype if e.dtype in FLOOR else dtype
+        limit = bound(eager_error, kind) if ref_out is not eager_out else 20 * FLOOR[kind]
+        # a gradient that the optimized model does not give at all is infinitely wrong
+        report.errors.append(
+            ErrorRow(what, eager_error, float("inf") if f is None else relative_error(f, r), limit)
+        )
+
+    report.speed.append(_time("forward", lambda m: _forward(m, args), eager, fast, device, seconds))
+    if trains:
+        job = "forward + backward"
+        report.speed.append(_time(job, lambda m: _run(m, args, True), eager, fast, device, seconds))
+    return report
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"model: expected one that copy.deepcopy copies, got {type(model).__name__}, which it refuses: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _quiet(model: nn.Module) -> nn.Module:
+    """Eval mode without dropout, but for the LSTMs, whose backward on a GPU wants training mode."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.LSTM):
+            module.train()
+            module.dropout = 0.0
+    return model
+
+
+def _forward(model: nn.Module, args: tuple[Any, ...]) -> None:
+    with torch.no_grad():
+        model(*args)
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], backward: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Outputs, flattened, and the parameters' gradients of a fixed random combination of the outputs."""
+    model.zero_grad(set_to_none=True)
+    with torch.set_grad_enabled(backward):
+        found = pytree.tree_leaves(_open_packed(model(*args)))
+    outputs = [t for t in found if isinstance(t, Tensor)]
+    if not outputs:
+        raise TypeError("model: expected at least one tensor among its outputs, got none.")
+    grads: dict[str, Tensor] = {}
+    if backward:
+        generator = torch.Generator().manual_seed(0)
+        losses = [
+            (out * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)).sum()
+            for out in outputs
+            if out.requires_grad
+        ]
+        if losses:
+            torch.stack([loss.double().cpu() for loss in losses]).sum().backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return [out.detach() for out in outputs], grads
+
+
+def _open_packed(value: Any) -> Any:
+    """PackedSequences are no containers to pytree: their data stands for them."""
+    packed = torch.nn.utils.rnn.PackedSequence
+    return pytree.tree_map(
+        lambda v: v.data if isinstance(v, packed) else v, value, is_leaf=lambda v: isinstance(v, packed)
+    )
+
+
+def _cast(
+    args: tuple[Any, ...], device: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[Any, ...]:
+    """The arguments cut off from the caller's graph; floating tensors in another dtype, all on another device."""
+    packed = torch.nn.utils.rnn.PackedSequence
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, packed):
+            data, sizes, order, restore = value
+            return packed(cast(data), sizes, cast(order), cast(restore))
+        if isinstance(value, Tensor):
+            return value.detach().to(device, dtype if value.is_floating_point() else None)
+        return value
+
+    return pytree.tree_map(cast, args, is_leaf=lambda v: isinstance(v, packed))
+
+
+def _time(
+    what: str,
+    job: Callable[[nn.Module], Any],
+    eager: nn.Module,
+    fast: nn.Module,
+    device: torch.device,
+    seconds: float,
+) -> SpeedRow:
+    times = interleave({"eager": lambda: job(eager), "fast": lambda: job(fast)}, seconds, device=device)
+    return SpeedRow(
+        what,
+        statistics.median(times["eager"]) * 1e3,
+        statistics.median(times["fast"]) * 1e3,
+        median_ratio(times["eager"], times["fast"]),
+        len(times["eager"]),
+    )

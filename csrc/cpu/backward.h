@@ -1,0 +1,252 @@
+// Backward recurrence of one layer: one pass against the direction's order of time that yields the gradients
+// of the gates. Everything that sums over time (weights, inputs) is left to matrix products of its caller.
+#pragma once
+
+#include "cpu/share.h"
+
+namespace cnnlstm {
+namespace {
+
+template <class T>
+struct BackwardScratch {
+  float* gate_panels;    // blocks of 4W outputs of W_hh^T, reduction over 4H
+  float* output_panels;  // blocks of 4W outputs of W_hr^T, reduction over P; projection only
+  float* grad_c;         // (B, ldh): what the later step hands to c
+  T* grad_projected;     // (B, ldp): gradient of h at this step, zero beyond P; projection only
+  int64_t ldp, ldh;
+  int64_t gate_blocks, gate_panel;  // how many, and floats in one
+  int64_t output_blocks, output_panel;
+
+  BackwardScratch(Arena& arena, const BackwardLayer& layer, const BackwardDirection& d) {
+    const int64_t B = layer.seq.B;
+    ldp = ceil_div(layer.P, 4 * W) * 4 * W;
+    ldh = ceil_div(layer.H, W) * W;
+    gate_blocks = ceil_div(layer.P, 4 * W);
+    gate_panel = words<T>(4 * layer.H) * 4 * W;
+    output_blocks = d.w_hr == nullptr ? 0 : ceil_div(layer.H, 4 * W);
+    output_panel = words<T>(layer.P) * 4 * W;
+    gate_panels = arena.take<float>(gate_blocks * gate_panel);
+    output_panels = arena.take<float>(output_blocks * output_panel);
+    grad_c = arena.take<float>(B * ldh);
+    grad_projected = d.w_hr == nullptr ? nullptr : arena.take<T>(B * ldp);
+  }
+};
+
+// One step of one direction.
+template <class T>
+struct BackwardStep {
+  const BackwardLayer& layer;
+  const BackwardDirection& d;
+  const BackwardScratch<T>& scratch;
+  int64_t t;
+
+  // acc = what the gates of step t hand to h before them: their gradient times W_hh.
+  template <int M>
+  CNNLSTM_INLINE void recurrent(vf (&acc)[M][4], int64_t b, int64_t r, int64_t t) const {
+    multiply<M>(acc, scratch.gate_panels + b * scratch.gate_panel,
+                row<const T>(d.grad_gates, at(layer.seq.compact, t, r), d.grad_gates_stride),
+                d.grad_gates_stride, words<T>(4 * layer.H));
+  }
+
+  // Gradient of h, units [b * 4W, b * 4W + 4W), sequences [r, r + M), which all have a next step or all end.
+  template <int M>
+  CNNLSTM_INLINE void hidden_tile(vf (&acc)[M][4], int64_t b, int64_t r) const {
+    const Sequences& seq = layer.seq;
+    const int64_t P = layer.P, next = d.reverse ? t - 1 : t + 1;
+    const bool ends = !has_next(seq, d.reverse, t, r);
+    if (!ends) recurrent<M>(acc, b, r, next);
+    for (int m = 0; m < M; ++m) {
+      const bool cut = !ends && is_reset(seq, next, r + m);
+      for (int v = 0; v < 4; ++v) {
+        const int64_t u = (b * 4 + v) * W;
+        if (cut) acc[m][v] = zero();
+        if (ends && d.grad_h_n != nullptr)
+          acc[m][v] += load(row<T>(d.grad_h_n, seq.batch[r + m], P) + u, P - u);
+        if (d.grad_output != nullptr) {
+          acc[m][v] +=
+              load(row<T>(d.grad_output, at(d.grad_output_rows, t, r + m), d.grad_output_stride) + u, P - u);
+        }
+      }
+    }
+  }
+
+  // The cell: from the gradient of o tanh(c), W lanes from unit u on, to those of the gates and of the
+  // earlier c.
+  CNNLSTM_INLINE void cell(int64_t r, int64_t u, vf grad_h) const {
+    const Sequences& seq = layer.seq;
+    const int64_t H = layer.H, n = H - u;
+    if (n <= 0) return;
+    const T* gates = row<T>(d.gates, at(seq.rows, t, r), 4 * H) + u;
+    const vf i = load(gates, n), f = load(gates + H, n), g = load(gates + 2 * H, n),
+             o = load(gates + 3 * H, n);
+    const vf c = tanh(load(row<T>(d.cells, at(seq.rows, t, r), H) + u, n));
+    const bool reset = is_reset(seq, t, r);
+    vf before = zero();
+    if (!reset) {
+      const bool first = d.reverse ? r >= seq.active[t + 1] : t == 0;
+      before = first ? load(row<T>(d.c0, seq.batch[r], H) + u, n)
+                     : load(row<T>(d.cells, at(seq.rows, d.reverse ? t + 1 : t - 1, r), H) + u, n);
+    }
+    float* carry = scratch.grad_c + r * scratch.ldh + u;
+    vf grad_c = fma(grad_h * o, 1.0f - c * c, load(carry));
+    if (d.grad_cells != nullptr) grad_c += load(row<T>(d.grad_cells, at(seq.rows, t, r), H) + u, n);
+    store(carry, reset ? zero() : grad_c * f);
+    T* out = row<T>(d.grad_gates, at(seq.compact, t, r), d.grad_gates_stride) + u;
+    store(out, n, grad_c * g * i * (1.0f - i));
+    store(out + H, n, grad_c * before * f * (1.0f - f));
+    store(out + 2 * H, n, grad_c * i * (1.0f - g * g));
+    store(out + 3 * H, n, grad_h * c * o * (1.0f - o));
+    if (d.w_hr != nullptr) store(row<T>(d.unprojected, at(seq.compact, t, r), H) + u, n, o * c);
+  }
+
+  template <int M>
+  void gate_tile(int64_t b, int64_t r) const {
+    vf acc[M][4] = {};
+    hidden_tile<M>(acc, b, r);
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < 4; ++v) cell(r + m, (b * 4 + v) * W, acc[m][v]);
+    }
+  }
+
+  // With a projection, in two parts: the gradient of its result, ...
+  template <int M>
+  void projected_tile(int64_t b, int64_t r) const {
+    vf acc[M][4] = {};
+    hidden_tile<M>(acc, b, r);
+    for (int m = 0; m < M; ++m) {
+      T* kept = row<T>(d.grad_projected, at(layer.seq.compact, t, r + m), layer.P);
+      for (int v = 0; v < 4; ++v) {
+        const int64_t u = (b * 4 + v) * W;
+        store(scratch.grad_projected + (r + m) * scratch.ldp + u, acc[m][v]);
+        store(kept + u, layer.P - u, acc[m][v]);
+      }
+    }
+  }
+
+  // ... and through it to the cell.
+  template <int M>
+  void unprojected_tile(int64_t b, int64_t r) const {
+    vf acc[M][4] = {};
+    multiply<M>(acc, scratch.output_panels + b * scratch.output_panel,
+                scratch.grad_projected + r * scratch.ldp, scratch.ldp, words<T>(layer.P));
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < 4; ++v) cell(r + m, (b * 4 + v) * W, acc[m][v]);
+    }
+  }
+
+  // Gradient of h0 for sequences [r, r + M), whose first step is t.
+  template <int M>
+  void start_tile(int64_t b, int64_t r) const {
+    vf acc[M][4] = {};
+    recurrent<M>(acc, b, r, t);
+    for (int m = 0; m < M; ++m) {
+      const bool cut = is_reset(layer.seq, t, r + m);
+      for (int v = 0; v < 4; ++v) {
+        const int64_t u = (b * 4 + v) * W;
+        store(row<T>(d.grad_h0, layer.seq.batch[r + m], layer.P) + u, layer.P - u, cut ? zero() : acc[m][v]);
+      }
+    }
+  }
+};
+
+// n values of gradient, zero where it is absent.
+template <class T>
+void copy_gradient(T* to, const T* from, int64_t n) {
+  if (from == nullptr) {
+    std::memset(to, 0, n * sizeof(T));
+  } else {
+    std::memcpy(to, from, n * sizeof(T));
+  }
+}
+
+template <class T>
+void backward_direction(const BackwardLayer& layer, const BackwardDirection& d,
+                        const BackwardScratch<T>& scratch, const Share& share) {
+  const Sequences& seq = layer.seq;
+  const int64_t H = layer.H, P = layer.P;
+  for (int64_t b = share.begin(scratch.gate_blocks); b < share.end(scratch.gate_blocks); ++b) {
+    pack_columns(scratch.gate_panels + b * scratch.gate_panel, static_cast<const T*>(d.w_hh), 4 * H, P,
+                 b * 4 * W);
+  }
+  for (int64_t b = share.begin(scratch.output_blocks); b < share.end(scratch.output_blocks); ++b) {
+    pack_columns(scratch.output_panels + b * scratch.output_panel, static_cast<const T*>(d.w_hr), P, H,
+                 b * 4 * W);
+  }
+  for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) {
+    for (int64_t u = 0; u < scratch.ldh; u += W) {
+      store(scratch.grad_c + r * scratch.ldh + u,
+            d.grad_c_n == nullptr ? zero() : load(row<T>(d.grad_c_n, seq.batch[r], H) + u, H - u));
+    }
+  }
+  share.wait();
+
+  const auto tiles = [&](int64_t blocks, int64_t begin, int64_t end, auto tile) {
+    if (begin < share.row_begin) begin = share.row_begin;
+    if (end > share.row_end) end = share.row_end;
+    for (int64_t b = share.panel_begin(blocks); b < share.panel_end(blocks); ++b) {
+      for_row_tiles(begin, end, [&](auto m, int64_t r) { tile(m, b, r); });
+    }
+  };
+  for (int64_t step = seq.T - 1; step >= 0; --step) {
+    const int64_t t = d.reverse ? seq.T - 1 - step : step;
+    const BackwardStep<T> now{layer, d, scratch, t};
+    const auto tile = [&](auto m, int64_t b, int64_t r) {
+      if (d.w_hr == nullptr) {
+        now.template gate_tile<m.value>(b, r);
+      } else {
+        now.template projected_tile<m.value>(b, r);
+      }
+    };
+    // No tile may mix sequences that end at t with those that go on.
+    const int64_t ending = d.reverse ? (t == 0 ? 0 : seq.active[t]) : seq.active[t + 1];
+    tiles(scratch.gate_blocks, 0, ending, tile);
+    tiles(scratch.gate_blocks, ending, seq.active[t], tile);
+    if (d.w_hr != nullptr) {
+      share.wait_step();
+      tiles(scratch.output_blocks, 0, seq.active[t],
+            [&](auto m, int64_t b, int64_t r) { now.template unprojected_tile<m.value>(b, r); });
+    }
+    share.wait_step();
+  }
+
+  for (int64_t t = 0; t < (d.reverse ? seq.T : seq.T > 0); ++t) {
+    const BackwardStep<T> now{layer, d, scratch, t};
+    tiles(scratch.gate_blocks, d.reverse ? seq.active[t + 1] : 0, seq.active[t],
+          [&](auto m, int64_t b, int64_t r) { now.template start_tile<m.value>(b, r); });
+  }
+  share.wait();
+  for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) {
+    T* grad_c0 = row<T>(d.grad_c0, seq.batch[r], H);
+    if (seq.T > 0 && r < seq.active[0]) {
+      for (int64_t u = 0; u < H; u += W)
+        store(grad_c0 + u, H - u, load(scratch.grad_c + r * scratch.ldh + u));
+    } else {
+      const int64_t batch = seq.batch[r];
+      copy_gradient(row<T>(d.grad_h0, batch, P), d.grad_h_n ? row<const T>(d.grad_h_n, batch, P) : nullptr,
+                    P);
+      copy_gradient(grad_c0, d.grad_c_n ? row<const T>(d.grad_c_n, batch, H) : nullptr, H);
+    }
+  }
+}
+
+template <class T>
+size_t backward_workspace(const BackwardLayer& layer) {
+  Arena arena(nullptr);
+  for (int d = 0; d < layer.D; ++d) BackwardScratch<T>(arena, layer, layer.direction[d]);
+  return arena.used();
+}
+
+template <class T>
+void backward(const BackwardLayer& layer) {
+  share_layer(layer, 4 * layer.H * layer.P * int64_t(sizeof(T)),
+              [](const BackwardLayer& layer, int direction, const Share& share) {
+                Arena arena(layer.workspace);
+                const BackwardScratch<T> first(arena, layer, layer.direction[0]);
+                if (direction == 0) return backward_direction(layer, layer.direction[0], first, share);
+                const BackwardScratch<T> second(arena, layer, layer.direction[1]);
+                backward_direction(layer, layer.direction[1], second, share);
+              });
+}
+
+}  // namespace
+}  // namespace cnnlstm

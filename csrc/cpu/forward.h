@@ -1,0 +1,375 @@
+// Forward recurrence of one layer: gate product, activations and state update in one pass over the registers.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/share.h"
+
+namespace cnnlstm {
+namespace {
+
+// Gate inputs are computed ahead for as many steps as fit this many bytes of a thread's L2.
+constexpr int64_t kAheadBytes = 1 << 18;
+
+// Fewer rows than this go faster without the matrix engine.
+constexpr int64_t kEngineRows = 8;
+
+// The same for W_hh, in passes of up to kTileRows rows.
+inline int64_t pack_gate_passes(const MatrixEngine& engine, int64_t B) {
+  return engine.multiply == nullptr || B < kEngineRows ? 48 : 4;
+}
+
+// Up to where the rows that the matrix engine multiplies are filled with zeros.
+template <class T>
+int64_t engine_length(int64_t K) {
+  return sizeof(T) == 2 ? ceil_div(K, kEngineTile) * kEngineTile : K;
+}
+
+template <class T>
+struct ForwardScratch {
+  float* input_panels;   // blocks of W units: vectors i f g o, reduction over engine_length(I); or null
+  float* gate_panels;    // the same, reduction over engine_length(P); or null
+  float* output_panels;  // blocks of 4W outputs of the projection, reduction over H
+  T* h[2];               // (B, ldp): h before and after a step, zero beyond P
+  float* c;              // (B, ldh): zero beyond H
+  T* unprojected;        // (B, ldh), projection only
+  float* gate_inputs;    // split among the threads: see Ahead
+  const T** input_rows;  // (threads, max(B, ahead_rows))
+  int64_t ldp, ldh;
+  int64_t blocks, input_panel, gate_panel;  // how many, and floats in one
+  int64_t output_blocks, output_panel;
+  int64_t ahead_rows;
+
+  ForwardScratch(Arena& arena, const ForwardLayer& layer, const ForwardDirection& d) {
+    const int64_t B = layer.seq.B;
+    ldp = ceil_div(layer.P, 4 * W) * 4 * W;
+    ldh = ceil_div(layer.H, W) * W;
+    blocks = ceil_div(layer.H, W);
+    input_panel = words<T>(engine_length<T>(layer.I)) * 4 * W;
+    gate_panel = words<T>(engine_length<T>(layer.P)) * 4 * W;
+    output_blocks = d.w_hr == nullptr ? 0 : ceil_div(layer.P, 4 * W);
+    output_panel = words<T>(layer.H) * 4 * W;
+    ahead_rows = ceil_div(kAheadBytes, 16 * ldh);
+    if (ahead_rows > layer.seq.T * B) ahead_rows = layer.seq.T * B;
+    const int64_t rows = layer.seq.T * B, passes = layer.seq.T * ceil_div(B, kTileRows);
+    input_panels = rows < pack_input_rows(layer.engine) ? nullptr : arena.take<float>(blocks * input_panel);
+    gate_panels =
+        passes < pack_gate_passes(layer.engine, B) ? nullptr : arena.take<float>(blocks * gate_panel);
+    output_panels = arena.take<float>(output_blocks * output_panel);
+    h[0] = arena.take<T>(B * ldp);
+    h[1] = arena.take<T>(B * ldp);
+    c = arena.take<float>(B * ldh);
+    unprojected = d.w_hr == nullptr ? nullptr : arena.take<T>(B * ldh);
+    gate_inputs = arena.take<float>((B + layer.threads * ahead_rows) * 4 * ldh);
+    input_rows = arena.take<const T*>(layer.threads * (B > ahead_rows ? B : ahead_rows));
+  }
+};
+
+// Whether the matrix engine multiplies so many rows, `stride` elements apart, with these panels.
+inline bool uses_engine(const ForwardLayer& layer, const float* panels, int64_t stride, int64_t rows) {
+  return layer.engine.multiply != nullptr && panels != nullptr && stride % kEngineTile == 0 &&
+         rows >= kEngineRows;
+}
+
+// Packs block b of the gates' weights w (4H, K), with zeros up to the panel's end.
+template <class T>
+void pack_gates(float* panels, int64_t panel, const T* w, int64_t H, int64_t K, int64_t b) {
+  pack_rows(panels + b * panel, w + b * W * K, K, H, H - b * W, 0);
+  std::fill(panels + b * panel + words<T>(K) * 4 * W, panels + (b + 1) * panel, 0.0f);
+}
+
+// x W_ih^T + bias of one thread's units and sequences, for the next few steps of one direction. A matrix
+// product over several steps reads W_ih once for all of them.
+template <class T>
+class Ahead {
+ public:
+  Ahead(const ForwardLayer& layer, const ForwardDirection& d, const ForwardScratch<T>& scratch,
+        const Share& share)
+      : layer_(layer), d_(d), scratch_(scratch), share_(share) {
+    const int64_t rows = scratch.ahead_rows;
+    first_block_ = share.panel_begin(scratch.blocks);
+    end_block_ = share.panel_end(scratch.blocks);
+    stride_ = (end_block_ - first_block_) * 4 * W;
+    capacity_ = share.row_end - share.row_begin > rows ? share.row_end - share.row_begin : rows;
+    values_ =
+        scratch.gate_inputs + (share.split_rows ? (share.row_begin + share.rank * rows) * 4 * scratch.ldh
+                                                : capacity_ * 4 * W * first_block_);
+    rows_ = scratch.input_rows + share.rank * (layer.seq.B > rows ? layer.seq.B : rows);
+  }
+
+  // Makes the gate inputs of step t available; steps are asked for in the direction's order of time.
+  void reach(int64_t t) {
+    here_ = ahead_;
+    if (steps_ == 0) compute(t);
+    if (here_ == nullptr) here_ = values_;
+    --steps_;
+    ahead_ = here_ + rows_of(t) * stride_;
+  }
+
+  // Of block b: four vectors for sequence r; those of r + 1 follow `stride` floats later.
+  float* at_block(int64_t b, int64_t r) const {
+    return here_ + (r - share_.row_begin) * stride_ + (b - first_block_) * 4 * W;
+  }
+  int64_t stride() const { return stride_; }
+
+ private:
+  int64_t rows_of(int64_t t) const {
+    const int64_t active = layer_.seq.active[t];
+    const int64_t end = active < share_.row_end ? active : share_.row_end;
+    return end > share_.row_begin ? end - share_.row_begin : 0;
+  }
+
+  void compute(int64_t t) {
+    int64_t count = 0;
+    const int64_t first = t;
+    for (; t >= 0 && t < layer_.seq.T && count + rows_of(t) <= capacity_;
+         t += d_.reverse ? -1 : 1, ++steps_) {
+      for (int64_t r = share_.row_begin, end = r + rows_of(t); r < end; ++r) {
+        rows_[count++] = row<T>(layer_.input, at(layer_.input_rows, t, r), layer_.input_stride);
+      }
+    }
+    here_ = values_;
+    even_ = true;
+    for (int64_t i = 1; i < count; ++i) even_ &= rows_[i] - rows_[i - 1] == layer_.input_stride;
+    for (int64_t b = first_block_; b < end_block_; ++b) {
+      if (uses_engine(layer_, scratch_.input_panels, layer_.input_stride, count)) {
+        multiply_on_engine(b, first, count);
+      } else {
+        for_row_tiles(0, count, [&](auto m, int64_t i) { tile<m.value>(b, i); });
+      }
+    }
+  }
+
+  // Block b of the first `count` rows of input_rows, which begin with step t: one product, or one a step
+  // where the rows of several steps are not evenly spaced.
+  void multiply_on_engine(int64_t b, int64_t t, int64_t count) const {
+    float* to = values_ + (b - first_block_) * 4 * W;
+    for (int v = 0; v < 4; ++v) {
+      const vf bias = load(d_.bias + v * layer_.H + b * W, layer_.H - b * W);
+      for (int64_t i = 0; i < count; ++i) store(to + i * stride_ + v * W, bias);
+    }
+    for (int64_t i = 0, n; i < count; i += n, t += d_.reverse ? -1 : 1) {
+      n = even_ ? count : rows_of(t);
+      const int64_t lda = n > 1 ? rows_[i + 1] - rows_[i] : layer_.input_stride;
+      if (n > 0) {
+        layer_.engine.multiply(n, 4 * W, engine_length<T>(layer_.I), lda, 4 * W, stride_, rows_[i],
+                               scratch_.input_panels + b * scratch_.input_panel, to + i * stride_);
+      }
+    }
+  }
+
+  template <int M>
+  void tile(int64_t b, int64_t i) const {
+    vf acc[M][4];
+    const T* x[M];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const vf bias = load(d_.bias + v * layer_.H + b * W, layer_.H - b * W);
+#pragma GCC unroll 6
+      for (int m = 0; m < M; ++m) acc[m][v] = bias;
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) x[m] = rows_[i + m];
+    if (scratch_.input_panels != nullptr) {
+      multiply<M, T>(acc, scratch_.input_panels + b * scratch_.input_panel, x, words<T>(layer_.I));
+    } else {
+      multiply_unpacked<M, T>(acc, row<T>(d_.w_ih, b * W, layer_.I), layer_.H, layer_.H - b * W, x, layer_.I);
+    }
+    float* to = values_ + i * stride_ + (b - first_block_) * 4 * W;
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) store(to + m * stride_ + v * W, acc[m][v]);
+    }
+  }
+
+  const ForwardLayer& layer_;
+  const ForwardDirection& d_;
+  const ForwardScratch<T>& scratch_;
+  const Share& share_;
+  int64_t first_block_, end_block_, stride_, capacity_;
+  float* values_;
+  const T** rows_;
+  bool even_;          // the rows of all steps computed at once lie one after the other
+  int64_t steps_ = 0;  // computed and not yet asked for
+  float* here_ = nullptr;
+  float* ahead_ = nullptr;  // of the step after
+};
+
+// One step of one direction.
+template <class T>
+struct ForwardStep {
+  const ForwardLayer& layer;
+  const ForwardDirection& d;
+  const ForwardScratch<T>& scratch;
+  const Ahead<T>& ahead;
+  int64_t t;
+  bool multiplied;  // the matrix engine has added the product with h
+  int parity;       // h[parity] is the state before the step, h[1 - parity] the one after
+
+  // What must happen to sequence r's state after this step.
+  bool ends(int64_t r) const { return !has_next(layer.seq, d.reverse, t, r); }
+  bool resets(int64_t r) const { return !ends(r) && is_reset(layer.seq, d.reverse ? t - 1 : t + 1, r); }
+
+  // Stores n lanes of the new h of sequence r, units u on.
+  CNNLSTM_INLINE void store_h(int64_t r, int64_t u, int64_t n, vf h) const {
+    const Sequences& seq = layer.seq;
+    store(scratch.h[1 - parity] + r * scratch.ldp + u, resets(r) ? zero() : h);
+    store(row<T>(d.output, at(d.output_rows, t, r), d.output_stride) + u, n, h);
+    if (ends(r)) store(row<T>(d.h_n, seq.batch[r], layer.P) + u, n, h);
+  }
+
+  // Adds W_hh h to the four gates of block b.
+  template <int M>
+  CNNLSTM_INLINE void add_recurrent(vf (&acc)[M][4], int64_t b, int64_t r) const {
+    const T* before[M];
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) before[m] = scratch.h[parity] + (r + m) * scratch.ldp;
+    if (scratch.gate_panels != nullptr) {
+      multiply<M, T>(acc, scratch.gate_panels + b * scratch.gate_panel, before, words<T>(layer.P));
+    } else {
+      multiply_unpacked<M, T>(acc, row<T>(d.w_hh, b * W, layer.P), layer.H, layer.H - b * W, before, layer.P);
+    }
+  }
+
+  // Units [b * W, b * W + W) of sequences [r, r + M).
+  template <int M>
+  void gate_tile(int64_t b, int64_t r) const {
+    const Sequences& seq = layer.seq;
+    const int64_t H = layer.H, u = b * W, n = H - u;
+    vf acc[M][4];
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) acc[m][v] = load(ahead.at_block(b, r) + m * ahead.stride() + v * W);
+    }
+    if (!multiplied) add_recurrent<M>(acc, b, r);
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+      const vf i = sigmoid(acc[m][0]), f = sigmoid(acc[m][1]), g = tanh(acc[m][2]), o = sigmoid(acc[m][3]);
+      float* state = scratch.c + (r + m) * scratch.ldh + u;
+      const vf c = fma(f, load(state), i * g);
+      const vf h = o * tanh(c);
+      store(state, resets(r + m) ? zero() : c);
+      if (d.w_hr == nullptr) {
+        store_h(r + m, u, n, h);
+      } else {
+        store(scratch.unprojected + (r + m) * scratch.ldh + u, h);
+      }
+      if (ends(r + m)) store(row<T>(d.c_n, seq.batch[r + m], H) + u, n, c);
+      if (d.cells != nullptr) store(row<T>(d.cells, at(seq.rows, t, r + m), H) + u, n, c);
+      if (d.gates != nullptr) {
+        T* gates = row<T>(d.gates, at(seq.rows, t, r + m), 4 * H) + u;
+        store(gates, n, i);
+        store(gates + H, n, f);
+        store(gates + 2 * H, n, g);
+        store(gates + 3 * H, n, o);
+      }
+    }
+  }
+
+  // Outputs [b * 4W, b * 4W + 4W) of the projection of sequences [r, r + M).
+  template <int M>
+  void output_tile(int64_t b, int64_t r) const {
+    vf acc[M][4] = {};
+    multiply<M>(acc, scratch.output_panels + b * scratch.output_panel, scratch.unprojected + r * scratch.ldh,
+                scratch.ldh, words<T>(layer.H));
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < 4; ++v) store_h(r + m, (b * 4 + v) * W, layer.P - (b * 4 + v) * W, acc[m][v]);
+    }
+  }
+};
+
+// Initial state of sequence r: h0 and c0, or zero where its first step is reset. A sequence without a step
+// passes them on.
+template <class T>
+void start_sequence(const ForwardLayer& layer, const ForwardDirection& d, const ForwardScratch<T>& scratch,
+                    int64_t r) {
+  const Sequences& seq = layer.seq;
+  const T* h0 = row<T>(d.h0, seq.batch[r], layer.P);
+  const T* c0 = row<T>(d.c0, seq.batch[r], layer.H);
+  const int64_t steps = length(seq, r);
+  if (steps == 0) {
+    std::memcpy(row<T>(d.h_n, seq.batch[r], layer.P), h0, layer.P * sizeof(T));
+    std::memcpy(row<T>(d.c_n, seq.batch[r], layer.H), c0, layer.H * sizeof(T));
+    return;
+  }
+  const bool reset = is_reset(seq, d.reverse ? steps - 1 : 0, r);
+  for (int64_t u = 0; u < scratch.ldp; u += W) {
+    const vf h = reset || u >= layer.P ? zero() : load(h0 + u, layer.P - u);
+    store(scratch.h[0] + r * scratch.ldp + u, h);
+    store(scratch.h[1] + r * scratch.ldp + u, h);
+  }
+  for (int64_t u = 0; u < scratch.ldh; u += W) {
+    store(scratch.c + r * scratch.ldh + u, reset ? zero() : load(c0 + u, layer.H - u));
+  }
+}
+
+template <class T>
+void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, const ForwardScratch<T>& scratch,
+                       const Share& share) {
+  const Sequences& seq = layer.seq;
+  const int64_t H = layer.H, P = layer.P;
+  for (int64_t b = share.begin(scratch.blocks); b < share.end(scratch.blocks); ++b) {
+    if (scratch.input_panels != nullptr)
+      pack_gates(scratch.input_panels, scratch.input_panel, row<T>(d.w_ih, 0, layer.I), H, layer.I, b);
+    if (scratch.gate_panels != nullptr)
+      pack_gates(scratch.gate_panels, scratch.gate_panel, row<T>(d.w_hh, 0, P), H, P, b);
+  }
+  for (int64_t b = share.begin(scratch.output_blocks); b < share.end(scratch.output_blocks); ++b) {
+    pack_rows(scratch.output_panels + b * scratch.output_panel, row<T>(d.w_hr, b * 4 * W, H), H, W,
+              P - b * 4 * W, W);
+  }
+  for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) start_sequence(layer, d, scratch, r);
+  share.wait();
+
+  Ahead<T> ahead(layer, d, scratch, share);
+  for (int64_t step = 0; step < seq.T; ++step) {
+    const int64_t t = d.reverse ? seq.T - 1 - step : step;
+    ahead.reach(t);
+    const int64_t end = share.row_end < seq.active[t] ? share.row_end : seq.active[t];
+    const bool engine = uses_engine(layer, scratch.gate_panels, scratch.ldp, end - share.row_begin);
+    const ForwardStep<T> now{layer, d, scratch, ahead, t, engine, int(step & 1)};
+    for (int64_t b = share.panel_begin(scratch.blocks); b < share.panel_end(scratch.blocks); ++b) {
+      if (engine) {
+        layer.engine.multiply(end - share.row_begin, 4 * W, engine_length<T>(P), scratch.ldp, 4 * W,
+                              ahead.stride(), scratch.h[step & 1] + share.row_begin * scratch.ldp,
+                              scratch.gate_panels + b * scratch.gate_panel,
+                              ahead.at_block(b, share.row_begin));
+      }
+      for_row_tiles(share.row_begin, end, [&](auto m, int64_t r) { now.template gate_tile<m.value>(b, r); });
+    }
+    if (d.w_hr != nullptr) {
+      share.wait_step();
+      for (int64_t b = share.panel_begin(scratch.output_blocks); b < share.panel_end(scratch.output_blocks);
+           ++b) {
+        for_row_tiles(share.row_begin, end,
+                      [&](auto m, int64_t r) { now.template output_tile<m.value>(b, r); });
+      }
+    }
+    share.wait_step();
+  }
+  if (layer.engine.multiply != nullptr) layer.engine.release();
+}
+
+template <class T>
+size_t forward_workspace(const ForwardLayer& layer) {
+  Arena arena(nullptr);
+  for (int d = 0; d < layer.D; ++d) ForwardScratch<T>(arena, layer, layer.direction[d]);
+  return arena.used();
+}
+
+template <class T>
+void forward(const ForwardLayer& layer) {
+  share_layer(layer, 4 * layer.H * layer.P * int64_t(sizeof(T)),
+              [](const ForwardLayer& layer, int direction, const Share& share) {
+                Arena arena(layer.workspace);
+                const ForwardScratch<T> first(arena, layer, layer.direction[0]);
+                if (direction == 0) return forward_direction(layer, layer.direction[0], first, share);
+                const ForwardScratch<T> second(arena, layer, layer.direction[1]);
+                forward_direction(layer, layer.direction[1], second, share);
+              });
+}
+
+}  // namespace
+}  // namespace cnnlstm

@@ -1,0 +1,126 @@
+// The recurrence of one LSTM layer as the CPU kernels see it: raw pointers and sizes, no torch header.
+//
+// Names: T steps, B sequences, H units, P = size of h (proj_size, or H), D directions. A "row" is the
+// r-th sequence at step t; the sequences are ordered so that those active at step t are r < active[t].
+// Every pointer is owned by the caller and must stay valid during the call. `void*` to data means
+// elements of the kernel's dtype (float or bf16). Matrices are dense, rows one after the other.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cnnlstm {
+
+// Row (t, r) of a matrix is its row step[t] + row[r].
+struct RowMap {
+  const int64_t* step;  // (T)
+  const int64_t* row;   // (B)
+};
+
+struct Sequences {
+  int64_t T;
+  int64_t B;
+  const int64_t* active;  // (T + 1): active[t] sequences at step t, never increasing; active[T] = 0
+  const int64_t* batch;   // (B): which row of h0, c0, h_n, c_n belongs to the r-th sequence
+  RowMap rows;            // rows of cells, gates and reset
+  RowMap compact;         // rows of the matrices that hold active rows only, in order of t, then r
+  const uint8_t* reset;   // rows: nonzero zeroes h and c before that step; or null
+};
+
+// A matrix engine for bf16 (AMX), or nulls. multiply: C (M, N) += A (M, K) B, where C is float and B holds
+// pairs of rows: (K / 2, N, 2). K is a multiple of 32: an engine may read A in whole tiles. release: called
+// by each thread that has multiplied, when it is done.
+struct MatrixEngine {
+  void (*multiply)(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
+                   const void* B, float* C);
+  void (*release)();
+};
+
+// The matrix engine multiplies rows of whole tiles of so many bf16.
+constexpr int64_t kEngineTile = 32;
+
+// Packing costs about as much as it gains when W_ih is read for fewer rows than this. The matrix engine gains
+// more.
+inline int64_t pack_input_rows(const MatrixEngine& engine) { return engine.multiply == nullptr ? 96 : 24; }
+
+struct ForwardDirection {
+  bool reverse;
+  const void* w_ih;   // (4H, I), gates in the order i f g o
+  const float* bias;  // (4H)
+  const void* w_hh;   // (4H, P)
+  const void* w_hr;   // (P, H), or null: no projection and P = H
+  const void* h0;     // (B, P)
+  const void* c0;     // (B, H)
+  void* h_n;          // (B, P), every element is written
+  void* c_n;          // (B, H), every element is written
+  void* output;       // output_rows x (P), rows `output_stride` elements apart
+  RowMap output_rows;
+  int64_t output_stride;
+  void* cells;  // rows x (H), or null
+  void* gates;  // rows x (4H), activated, or null
+};
+
+struct ForwardLayer {
+  Sequences seq;
+  const void* input;  // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; what
+                      // lies between I and input_stride is zero
+  RowMap input_rows;
+  int64_t input_stride;
+  MatrixEngine engine;
+  int64_t I;
+  int64_t H;
+  int64_t P;
+  int D;
+  int threads;
+  ForwardDirection direction[2];
+  void* workspace;  // forward_workspace() bytes, 64-byte aligned
+};
+
+struct BackwardDirection {
+  bool reverse;
+  const void* w_hh;         // (4H, P)
+  const void* w_hr;         // (P, H), or null
+  const void* c0;           // (B, H)
+  const void* cells;        // rows x (H)
+  const void* gates;        // rows x (4H)
+  const void* grad_output;  // grad_output_rows x (P), rows `grad_output_stride` elements apart; or null
+  RowMap grad_output_rows;
+  int64_t grad_output_stride;
+  const void* grad_cells;     // rows x (H), or null
+  const void* grad_h_n;       // (B, P), or null
+  const void* grad_c_n;       // (B, H), or null
+  void* grad_gates;           // compact x (4H): gradient of the gates before activation
+  int64_t grad_gates_stride;  // elements from row to row
+  void* grad_projected;       // compact x (P): gradient of h, needed and written with w_hr only
+  void* unprojected;          // compact x (H): o tanh(c), written with w_hr only
+  void* grad_h0;              // (B, P), every element is written
+  void* grad_c0;              // (B, H), every element is written
+};
+
+struct BackwardLayer {
+  Sequences seq;
+  int64_t H;
+  int64_t P;
+  int D;
+  int threads;
+  BackwardDirection direction[2];
+  void* workspace;  // backward_workspace() bytes, 64-byte aligned
+};
+
+// One instruction set, one dtype.
+struct Kernels {
+  size_t (*forward_workspace)(const ForwardLayer&);
+  void (*forward)(const ForwardLayer&);
+  size_t (*backward_workspace)(const BackwardLayer&);
+  void (*backward)(const BackwardLayer&);
+};
+
+const Kernels& kernels_portable(bool is_bf16);
+const Kernels& kernels_avx2(bool is_bf16);
+const Kernels& kernels_avx512(bool is_bf16);
+const Kernels& kernels_avx512_bf16();  // of bf16; only where has_avx512_bf16()
+
+// Those of active_isa().
+const Kernels& kernels(bool is_bf16);
+
+}  // namespace cnnlstm

@@ -1,0 +1,36 @@
+// The operators cnnlstm_fast::lstm and cnnlstm_fast::lstm_backward on CPU tensors; see operators.schema.
+// Every argument is checked: no call can read or write out of bounds.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace cnnlstm {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// output, h_n, c_n, cells, gates, hidden.
+using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// grad_input, grad_h0, grad_c0, grad_weights.
+using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
+
+ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
+                       at::TensorList weights, const OptionalTensor& batch_sizes,
+                       const OptionalTensor& lengths, const OptionalTensor& reset,
+                       const OptionalTensor& dropout_mask, bool bidirectional, bool for_backward,
+                       bool all_cells);
+
+BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                 const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
+                                 const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
+                                 at::TensorList weights, const OptionalTensor& batch_sizes,
+                                 const OptionalTensor& lengths, const OptionalTensor& reset,
+                                 const OptionalTensor& dropout_mask, const at::Tensor& output,
+                                 const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& hidden,
+                                 bool bidirectional, bool input_needs_grad, bool weights_need_grad);
+
+}  // namespace cnnlstm

@@ -1,0 +1,111 @@
+#include <ATen/Functions.h>
+#include <ATen/native/CPUBlas.h>
+
+#include "cpu/isa.h"
+#include "cpu/lstm.h"
+#include "cpu/problem.h"
+
+namespace cnnlstm {
+
+namespace {
+
+// x (rows, I) as the kernels read it: dense, and in bf16 with zeros appended up to a whole word of two, or up
+// to a whole tile of the matrix engine where it will be used.
+at::Tensor padded_rows(const at::Tensor& x, const MatrixEngine& engine) {
+  if (x.scalar_type() != at::kBFloat16) return x.contiguous();
+  const int64_t unit = engine.multiply != nullptr && x.size(0) >= pack_input_rows(engine) ? kEngineTile : 2;
+  const int64_t missing = (unit - x.size(1) % unit) % unit;
+  return missing == 0 ? x.contiguous() : at::constant_pad_nd(x, {0, missing});
+}
+
+// ATen's BRGEMM micro-kernels, where they run on AMX.
+MatrixEngine matrix_engine(at::ScalarType dtype) {
+  if (dtype != at::kBFloat16 || active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(dtype))
+    return {};
+  return {[](int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
+             const void* B, float* C) {
+            at::native::cpublas::brgemm(M, N, K, lda, ldb, ldc, true, static_cast<const at::BFloat16*>(A),
+                                        static_cast<const at::BFloat16*>(B), C);
+          },
+          [] { at::native::cpublas::brgemm_release(); }};
+}
+
+}  // namespace
+
+ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
+                       at::TensorList weights, const OptionalTensor& batch_sizes,
+                       const OptionalTensor& lengths, const OptionalTensor& reset,
+                       const OptionalTensor& dropout_mask, bool bidirectional, bool for_backward,
+                       bool all_cells) {
+  Problem p(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional);
+  const Kernels& kernel = kernels(input.scalar_type() == at::kBFloat16);
+  const int64_t width = p.D * p.P;
+  const auto optional = [&](bool wanted, int64_t leading, int64_t width) {
+    return wanted ? at::empty(p.shape({leading}, width), p.options) : at::empty({0}, p.options);
+  };
+  const at::Tensor output = at::empty(p.shape({}, width), p.options);
+  const at::Tensor h_n = at::empty({p.L * p.D, p.B, p.P}, p.options);
+  const at::Tensor c_n = at::empty({p.L * p.D, p.B, p.H}, p.options);
+  const at::Tensor cells = optional(for_backward || all_cells, p.L * p.D, p.H);
+  const at::Tensor gates = optional(for_backward, p.L * p.D, 4 * p.H);
+  const at::Tensor hidden = optional(for_backward, p.L - 1, width);
+  const at::Tensor first_h = h0.contiguous(), first_c = c0.contiguous();
+  const bool keeps_cells = cells.dim() > 1, keeps_gates = gates.dim() > 1;
+
+  ForwardLayer layer{};
+  layer.seq = p.seq;
+  layer.H = p.H;
+  layer.P = p.P;
+  layer.D = int(p.D);
+  layer.threads = p.threads;
+  layer.engine = matrix_engine(input.scalar_type());
+  at::Tensor x = p.input_rows(input, false, &layer.input_rows);
+  for (int64_t l = 0; l < p.L; ++l) {
+    const bool last = l == p.L - 1;
+    const at::Tensor inner = last           ? output
+                             : for_backward ? hidden.select(0, l)
+                                            : at::empty({p.valid_rows, width}, p.options);
+    x = padded_rows(x, layer.engine);
+    layer.input = x.const_data_ptr();
+    layer.input_stride = x.stride(0);
+    layer.I = l == 0 ? p.I : width;
+    at::Tensor w_ih[2], bias[2], w_hh[2], w_hr[2];
+    for (int64_t d = 0; d < p.D; ++d) {
+      const int64_t state = l * p.D + d;
+      w_ih[d] = p.w_ih(l, d).contiguous();
+      bias[d] = p.bias(l, d);
+      w_hh[d] = p.w_hh(l, d);
+      if (p.has_projection) w_hr[d] = p.w_hr(l, d);
+      ForwardDirection& to = layer.direction[d];
+      to.reverse = d == 1;
+      to.w_ih = w_ih[d].const_data_ptr();
+      to.bias = bias[d].const_data_ptr<float>();
+      to.w_hh = w_hh[d].const_data_ptr();
+      to.w_hr = p.has_projection ? w_hr[d].const_data_ptr() : nullptr;
+      to.h0 = first_h.select(0, state).const_data_ptr();
+      to.c0 = first_c.select(0, state).const_data_ptr();
+      to.h_n = h_n.select(0, state).mutable_data_ptr();
+      to.c_n = c_n.select(0, state).mutable_data_ptr();
+      to.output = static_cast<char*>(inner.mutable_data_ptr()) + d * p.P * inner.element_size();
+      to.output_rows = last || for_backward ? p.seq.rows : p.seq.compact;
+      to.output_stride = width;
+      to.cells = keeps_cells ? cells.select(0, state).mutable_data_ptr() : nullptr;
+      to.gates = keeps_gates ? gates.select(0, state).mutable_data_ptr() : nullptr;
+    }
+    const at::Tensor workspace = at::empty({int64_t(kernel.forward_workspace(layer))}, at::kByte);
+    layer.workspace = workspace.mutable_data_ptr();
+    kernel.forward(layer);
+    if (last) break;
+    if (for_backward) {
+      x = p.between_layers(inner, l);
+    } else {
+      const at::Tensor mask = p.compact_mask(l);
+      x = mask.defined() ? inner.mul_(mask) : inner;
+    }
+    layer.input_rows = p.seq.compact;
+  }
+  for (const at::Tensor& padded : {output, cells, gates, hidden}) p.zero_padding(padded);
+  return {output, h_n, c_n, cells, gates, hidden};
+}
+
+}  // namespace cnnlstm

@@ -1,0 +1,252 @@
+#include "cpu/problem.h"
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "cpu/threads.h"
+
+namespace cnnlstm {
+
+namespace {
+
+void check_cpu(const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.defined() && tensor.device().is_cpu() && tensor.layout() == at::kStrided, name,
+              " must be a dense CPU tensor, got ",
+              tensor.defined() ? c10::str(tensor.layout(), " on ", tensor.device()) : "an undefined one",
+              ".");
+}
+
+// Threads among which sharing a layer gains more than its barriers cost.
+int worthwhile_threads(const Problem& p) {
+  if (is_forked_child()) return 1;
+  // Nanoseconds of one step of one direction on one thread, roughly: a batch of 1 reads the weights from L2.
+  const double step = double(p.valid_rows) / std::max<int64_t>(p.T, 1) * (0.12 * p.H * p.P + 4.0 * p.H);
+  // Directions run side by side for nothing; more threads than that meet at a barrier after every step.
+  const double side_by_side = p.D * std::max(1.0, step / 700.0);
+  const double most = std::min(step * p.D * p.T / 8000.0, side_by_side);
+  return int(std::clamp<double>(most, 1.0, at::get_num_threads()));
+}
+
+}  // namespace
+
+void check_tensor(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef shape) {
+  check_cpu(name, tensor);
+  TORCH_CHECK(tensor.scalar_type() == dtype && tensor.sizes() == shape, name, " must be ", dtype,
+              " of shape ", shape, ", got ", tensor.scalar_type(), " of shape ", tensor.sizes(), ".");
+}
+
+Problem::Problem(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
+                 const std::optional<at::Tensor>& batch_sizes, const std::optional<at::Tensor>& lengths,
+                 const std::optional<at::Tensor>& reset, const std::optional<at::Tensor>& dropout_mask,
+                 bool bidirectional)
+    : weights_(weights) {
+  packed = batch_sizes.has_value();
+  check_cpu("input", input);
+  const at::ScalarType dtype = input.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "input must be float32 or bfloat16, got ", dtype,
+              ".");
+  TORCH_CHECK(input.dim() == (packed ? 2 : 3), "input must have ", packed ? 2 : 3, " dimensions, got shape ",
+              input.sizes(), ".");
+  TORCH_CHECK(h0.dim() == 3 && c0.dim() == 3, "h0 and c0 must have 3 dimensions, got shapes ", h0.sizes(),
+              " and ", c0.sizes(), ".");
+  options = at::TensorOptions().dtype(dtype).device(at::kCPU);
+  D = bidirectional ? 2 : 1;
+  L = h0.size(0) / D;
+  P = h0.size(2);
+  H = c0.size(2);
+  B = h0.size(1);
+  I = input.size(-1);
+  T = packed ? batch_sizes->numel() : input.size(0);
+  rows = packed ? input.size(0) : T * B;
+  TORCH_CHECK(L >= 1 && P >= 1 && H >= 1 && h0.size(0) == L * D, "h0 must be (layers * ", D,
+              ", batch, width), got ", h0.sizes(), ".");
+  check_tensor("h0", h0, dtype, {L * D, B, P});
+  check_tensor("c0", c0, dtype, {L * D, B, H});
+  if (!packed) check_tensor("input", input, dtype, {T, B, I});
+  check_weights();
+
+  if (packed) {
+    TORCH_CHECK(!lengths.has_value() && !reset.has_value(),
+                "lengths and reset must be None with batch_sizes.");
+    read_batch_sizes(*batch_sizes);
+  } else {
+    read_lengths(lengths);
+  }
+  index_rows();
+  if (reset.has_value()) {
+    check_tensor("reset", *reset, at::kBool, {T, B});
+    reset_ = reset->contiguous();
+    seq.reset = static_cast<const uint8_t*>(reset_.const_data_ptr());
+  }
+  if (dropout_mask.has_value()) {
+    check_tensor("dropout_mask", *dropout_mask, dtype, shape({L - 1}, D * P));
+    mask_ = dropout_mask->contiguous();
+  }
+  threads = worthwhile_threads(*this);
+}
+
+void Problem::check_weights() const {
+  const int64_t count = weights_.size();
+  auto& self = const_cast<Problem&>(*this);
+  self.weights_per_direction = count / (L * D);
+  TORCH_CHECK(
+      count == weights_per_direction * L * D && weights_per_direction >= 2 && weights_per_direction <= 5,
+      "weights must hold 2 to 5 tensors for each of ", L * D, " layers and directions, got ", count, ".");
+  self.has_bias = weights_per_direction >= 4;
+  self.has_projection = weights_per_direction % 2 == 1;
+  TORCH_CHECK(has_projection || P == H, "h0 must be as wide as c0 where weights hold no projection, got ", P,
+              " and ", H, ".");
+  const at::ScalarType dtype = options.dtype().toScalarType();
+  for (int64_t l = 0; l < L; ++l) {
+    for (int64_t d = 0; d < D; ++d) {
+      check_tensor("weights (w_ih)", weight(l, d, 0), dtype, {4 * H, l == 0 ? I : D * P});
+      check_tensor("weights (w_hh)", weight(l, d, 1), dtype, {4 * H, P});
+      if (has_bias) {
+        check_tensor("weights (b_ih)", weight(l, d, 2), dtype, {4 * H});
+        check_tensor("weights (b_hh)", weight(l, d, 3), dtype, {4 * H});
+      }
+      if (has_projection)
+        check_tensor("weights (w_hr)", weight(l, d, weights_per_direction - 1), dtype, {P, H});
+    }
+  }
+}
+
+void Problem::read_batch_sizes(const at::Tensor& batch_sizes) {
+  check_tensor("batch_sizes", batch_sizes, at::kLong, {T});
+  const at::Tensor sizes = batch_sizes.contiguous();
+  active_.assign(sizes.const_data_ptr<int64_t>(), sizes.const_data_ptr<int64_t>() + T);
+  active_.push_back(0);
+  int64_t before = B;
+  for (int64_t n : active_) {
+    TORCH_CHECK(n >= 0 && n <= before, "batch_sizes must never increase, from at most ", before, ", got ", n,
+                ".");
+    before = n;
+  }
+  valid_rows = std::accumulate(active_.begin(), active_.end(), int64_t(0));
+  TORCH_CHECK(valid_rows == rows, "batch_sizes must sum to the ", rows, " rows of input, got ", valid_rows,
+              ".");
+  ragged = false;
+  batch_.resize(B);
+  std::iota(batch_.begin(), batch_.end(), 0);
+}
+
+void Problem::read_lengths(const std::optional<at::Tensor>& lengths) {
+  active_.assign(T + 1, B);
+  active_[T] = 0;
+  batch_.resize(B);
+  std::iota(batch_.begin(), batch_.end(), 0);
+  valid_rows = T * B;
+  ragged = false;
+  if (!lengths.has_value()) return;
+  check_tensor("lengths", *lengths, at::kLong, {B});
+  const at::Tensor contiguous = lengths->contiguous();
+  const int64_t* steps = contiguous.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < B; ++b) {
+    TORCH_CHECK(steps[b] >= 0 && steps[b] <= T, "lengths must lie between 0 and ", T, ", got ", steps[b],
+                ".");
+    ragged |= steps[b] != T;
+  }
+  if (!ragged) return;
+  std::stable_sort(batch_.begin(), batch_.end(), [&](int64_t a, int64_t b) { return steps[a] > steps[b]; });
+  valid_rows = 0;
+  int64_t n = B;
+  for (int64_t t = 0; t < T; ++t) {
+    while (n > 0 && steps[batch_[n - 1]] <= t) --n;
+    active_[t] = n;
+    valid_rows += n;
+  }
+}
+
+void Problem::index_rows() {
+  compact_row_.resize(B);
+  std::iota(compact_row_.begin(), compact_row_.end(), 0);
+  compact_step_.resize(T);
+  rows_step_.resize(T);
+  for (int64_t t = 0, before = 0; t < T; before += active_[t++]) {
+    compact_step_[t] = before;
+    rows_step_[t] = packed ? before : t * B;
+  }
+  rows_row_ = batch_;
+  seq = {T,
+         B,
+         active_.data(),
+         batch_.data(),
+         {rows_step_.data(), rows_row_.data()},
+         {compact_step_.data(), compact_row_.data()},
+         nullptr};
+  if (!ragged) return;
+  gather = at::empty({valid_rows}, at::kLong);
+  int64_t* index = gather.mutable_data_ptr<int64_t>();
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t r = 0; r < active_[t]; ++r) *index++ = t * B + batch_[r];
+  }
+}
+
+at::Tensor Problem::bias(int64_t l, int64_t d) const {
+  if (!has_bias) return at::zeros({4 * H}, at::kFloat);
+  return at::add(weight(l, d, 2).to(at::kFloat), weight(l, d, 3).to(at::kFloat));
+}
+
+at::Tensor Problem::input_rows(const at::Tensor& input, bool compact, RowMap* map) {
+  *map = seq.compact;
+  if (packed) return input;
+  const bool batch_first = !input.is_contiguous() && input.transpose(0, 1).is_contiguous();
+  if (ragged) {
+    if (!batch_first) return input.reshape({rows, I}).index_select(0, gather);
+    at::Tensor index = at::empty_like(gather);
+    int64_t* at = index.mutable_data_ptr<int64_t>();
+    for (int64_t t = 0; t < T; ++t) {
+      for (int64_t r = 0; r < active_[t]; ++r) *at++ = batch_[r] * T + t;
+    }
+    return input.transpose(0, 1).reshape({rows, I}).index_select(0, index);
+  }
+  if (!batch_first || compact) return input.reshape({rows, I});
+  input_step_.resize(T);
+  std::iota(input_step_.begin(), input_step_.end(), 0);
+  input_row_.resize(B);
+  for (int64_t b = 0; b < B; ++b) input_row_[b] = b * T;
+  *map = {input_step_.data(), input_row_.data()};
+  return input.transpose(0, 1).reshape({rows, I});
+}
+
+at::Tensor Problem::compact_mask(int64_t l) const {
+  if (!mask_.defined()) return mask_;
+  const at::Tensor mask = mask_.select(0, l).view({rows, D * P});
+  return ragged ? mask.index_select(0, gather) : mask;
+}
+
+at::Tensor Problem::between_layers(const at::Tensor& inner, int64_t l) const {
+  const at::Tensor x = ragged ? inner.view({rows, D * P}).index_select(0, gather) : inner.view({rows, D * P});
+  const at::Tensor mask = compact_mask(l);
+  return mask.defined() ? x.mul(mask) : x;
+}
+
+std::vector<int64_t> Problem::shape(std::vector<int64_t> leading, int64_t width) const {
+  if (packed) {
+    leading.push_back(rows);
+  } else {
+    leading.push_back(T);
+    leading.push_back(B);
+  }
+  leading.push_back(width);
+  return leading;
+}
+
+void Problem::zero_padding(const at::Tensor& tensor) const {
+  if (!ragged || tensor.numel() == 0) return;
+  const int64_t bytes = tensor.size(-1) * tensor.element_size();
+  const int64_t blocks = tensor.numel() / (rows * tensor.size(-1));
+  char* data = static_cast<char*>(tensor.mutable_data_ptr());
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t t = 0; t < T; ++t) {
+      for (int64_t r = active_[t]; r < B; ++r)
+        std::memset(data + (block * rows + t * B + batch_[r]) * bytes, 0, bytes);
+    }
+  }
+}
+
+}  // namespace cnnlstm

@@ -1,0 +1,140 @@
+// How the threads of a team share a layer, and how a layer lays out its scratch memory.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/panels.h"
+#include "cpu/threads.h"
+
+namespace cnnlstm {
+namespace {
+
+// Hands out 64-byte aligned pieces; with base == nullptr it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+    return piece;
+  }
+
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+// The part of one direction that belongs to one thread. Either the sequences are split (each thread runs
+// through time alone, all weights go through its cache) or the units are (its weights stay in its cache, a
+// barrier ends each step).
+struct Share {
+  int rank;
+  int size;
+  bool split_rows;
+  int64_t row_begin, row_end;
+  Barrier* barrier;
+
+  void wait() const { barrier->wait(size); }
+
+  // Between two steps: others wait for this thread's part of the state only when the units are split.
+  void wait_step() const {
+    if (!split_rows) barrier->wait(size);
+  }
+
+  int64_t begin(int64_t n) const { return n * rank / size; }
+  int64_t end(int64_t n) const { return n * (rank + 1) / size; }
+
+  // Of n panels of outputs, those this thread computes at every step.
+  int64_t panel_begin(int64_t n) const { return split_rows ? 0 : begin(n); }
+  int64_t panel_end(int64_t n) const { return split_rows ? n : end(n); }
+};
+
+// The r-th sequence such that those before it hold about `part` of `parts` of all active rows.
+inline int64_t cut_rows(const Sequences& seq, int64_t part, int64_t parts) {
+  if (part == 0) return 0;
+  if (part == parts) return seq.B;
+  int64_t total = 0;
+  for (int64_t t = 0; t < seq.T; ++t) total += seq.active[t];
+  int64_t before = 0, r = 0;
+  for (int64_t t = seq.T; r < seq.B; ++r) {
+    while (t > 0 && seq.active[t - 1] <= r) --t;  // t is now the length of the r-th sequence
+    before += t;
+    if (before * parts > total * part) break;
+  }
+  return r;
+}
+
+// What of the weights a thread's L2 of 2 MB can keep beside the rest.
+constexpr int64_t kCacheBytes = 5 << 18;
+
+inline Share make_share(const Sequences& seq, int64_t weight_bytes, int rank, int size, Barrier* barrier) {
+  // A thread that runs alone needs enough rows for full tiles, and all weights within its L2.
+  const bool split_rows = size > 1 && seq.B >= 2 * kTileRows * size && weight_bytes <= kCacheBytes;
+  Share share{rank, size, split_rows, 0, seq.B, barrier};
+  if (split_rows) {
+    share.row_begin = cut_rows(seq, rank, size);
+    share.row_end = cut_rows(seq, rank + 1, size);
+  }
+  return share;
+}
+
+// Runs body(layer, direction index, share) for both directions, at the same time where there are threads
+// for it.
+template <class Layer, class Body>
+void share_layer(const Layer& layer, int64_t weight_bytes, Body body) {
+  struct Context {
+    const Layer& layer;
+    int64_t weight_bytes;
+    Body body;
+    Barrier barriers[2];
+  } context{layer, weight_bytes, body, {}};
+  run_team(
+      layer.threads,
+      [](void* pointer, int rank, int size) {
+        Context& c = *static_cast<Context*>(pointer);
+        const auto run = [&](int d, int rank, int size) {
+          c.body(c.layer, d, make_share(c.layer.seq, c.weight_bytes, rank, size, &c.barriers[d]));
+        };
+        if (c.layer.D == 1) return run(0, rank, size);
+        // One after the other where there is one thread, or where half the weights of a direction stay in a
+        // thread's cache and all of them would not.
+        if (size == 1 || c.weight_bytes > kCacheBytes) return run(0, rank, size), run(1, rank, size);
+        const int first = (size + 1) / 2;
+        return rank < first ? run(0, rank, first) : run(1, rank - first, size - first);
+      },
+      &context);
+}
+
+// Whether sequence r is reset before step t.
+inline bool is_reset(const Sequences& seq, int64_t t, int64_t r) {
+  return seq.reset != nullptr && seq.reset[seq.rows.step[t] + seq.rows.row[r]] != 0;
+}
+
+// In the direction's own order of time: whether sequence r, active at t, has a step after it.
+inline bool has_next(const Sequences& seq, bool reverse, int64_t t, int64_t r) {
+  return reverse ? t > 0 : r < seq.active[t + 1];
+}
+
+inline int64_t length(const Sequences& seq, int64_t r) {
+  int64_t t = 0;
+  while (t < seq.T && seq.active[t] > r) ++t;
+  return t;
+}
+
+template <class T>
+inline const T* row(const void* matrix, int64_t index, int64_t width) {
+  return static_cast<const T*>(matrix) + index * width;
+}
+
+template <class T>
+inline T* row(void* matrix, int64_t index, int64_t width) {
+  return static_cast<T*>(matrix) + index * width;
+}
+
+inline int64_t at(const RowMap& map, int64_t t, int64_t r) { return map.step[t] + map.row[r]; }
+
+}  // namespace
+}  // namespace cnnlstm

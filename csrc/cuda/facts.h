@@ -1,0 +1,32 @@
+// What the CUDA part knows about the GPUs of this machine. C++ callers see no CUDA header.
+#pragma once
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+  char name[256];
+  int compute_major, compute_minor;
+  int multiprocessors;
+  size_t memory_bytes;
+  size_t shared_memory_per_block;  // bytes, with opt-in
+  int registers_per_multiprocessor;
+  size_t l2_bytes;
+  int clock_khz, memory_clock_khz;  // 0 where the driver does not tell
+  int cooperative_launch, cluster_launch;
+} CnnlstmCudaDevice;
+
+// Writes at most `capacity` devices and returns how many there are. 0 without a driver or a GPU, which is not
+// an error. On another error returns -1 and fills `message`.
+int cnnlstm_cuda_devices(CnnlstmCudaDevice* devices, int capacity, char* message, size_t message_size);
+
+// GB/s (read plus written) of a vectorised copy kernel on the current device: `bytes` copied `repeats` times,
+// after one untimed copy. Returns -1 and fills `message` on an error.
+double cnnlstm_cuda_copy_bandwidth(size_t bytes, int repeats, char* message, size_t message_size);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,45 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import cnnlstm_fast
+from cnnlstm_fast import BACKENDS, cli
+
+
+def test_info_names_every_backend_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text and backend.summary in text for name, backend in BACKENDS.items())
+    assert ("lost without the compiled extension" in text) != cnnlstm_fast._native.available
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and cnnlstm_fast.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["info", "--nonsense"]], ids=str)
+def test_misuse_ends_with_a_usage_text(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2 and "usage: cnnlstm-fast" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert "info" in text and "demo" in text
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnlstm_fast.cli", "info"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0 and "backends:" in done.stdout, done.stderr

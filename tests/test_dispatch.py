@@ -1,0 +1,162 @@
+"""The choice of a backend, with made-up backends in the table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import cnnlstm_fast
+from cnnlstm_fast import BACKENDS, dispatch
+from cnnlstm_fast.backends import Backend
+from cnnlstm_fast.canonical import LSTMSpec
+
+SPEC = LSTMSpec(
+    device="cpu",
+    dtype=torch.float32,
+    T=5,
+    B=2,
+    input_size=4,
+    hidden_size=8,
+    proj_size=0,
+    num_layers=1,
+    bidirectional=False,
+    bias=True,
+    packed=False,
+    lengths=False,
+    reset=False,
+    dropout=False,
+    all_cells=False,
+    grad=False,
+    tracing=False,
+)
+
+
+def backend(name: str, refuses: str | None = None, slow: str | None = None) -> Backend:
+    return Backend(name, f"summary of {name}", lambda spec: refuses, lambda spec: slow)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch):
+    def use(*backends: Backend) -> None:
+        monkeypatch.setattr(dispatch, "BACKENDS", {b.name: b for b in backends})
+
+    return use
+
+
+def test_the_first_that_can_is_taken(table) -> None:
+    table(backend("one"), backend("two"))
+    choice = dispatch.select(SPEC)
+    assert choice.backend.name == "one" and choice.rejected == {} and choice.reason
+
+
+def test_every_rejection_has_its_reason(table) -> None:
+    table(backend("one", refuses="no lengths"), backend("two", slow="it is slow at B=2"), backend("three"))
+    choice = dispatch.select(SPEC)
+    assert choice.backend.name == "three"
+    assert "no lengths" in choice.rejected["one"] and "it is slow at B=2" in choice.rejected["two"]
+
+
+def test_a_slow_one_is_better_than_none(table) -> None:
+    table(backend("one", refuses="not here"), backend("two", slow="slow"), backend("three", slow="slower"))
+    choice = dispatch.select(SPEC)
+    assert choice.backend.name == "two"
+    assert choice.rejected.get("one") == "not here"
+
+
+def test_none_at_all(table) -> None:
+    table(backend("one", refuses="not here"), backend("two", refuses="not there"))
+    with pytest.raises(RuntimeError, match="one: not here; two: not there"):
+        dispatch.select(SPEC)
+
+
+def test_a_named_one_is_taken_even_if_slow(table) -> None:
+    table(backend("one"), backend("two", slow="slow"))
+    assert dispatch.select(SPEC, "two").backend.name == "two"
+
+
+def test_a_named_one_that_cannot_says_why_and_who_can(table) -> None:
+    table(backend("one", refuses="it is too warm"), backend("two"), backend("three", refuses="no"))
+    with pytest.raises(RuntimeError) as caught:
+        dispatch.select(SPEC, "one")
+    message = str(caught.value)
+    assert "'one'" in message and "it is too warm" in message and "two" in message and "three" not in message
+    assert message.endswith(".")
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    layer = cnnlstm_fast.LSTM(4, 8, backend="cudnn9")
+    with pytest.raises(ValueError) as caught:
+        layer(torch.zeros(5, 2, 4))
+    message = str(caught.value)
+    assert "'cudnn9'" in message and all(name in message for name in BACKENDS) and message.endswith(".")
+    layer.backend = "auto"
+    layer(torch.zeros(5, 2, 4))
+
+
+def test_an_unavailable_one_says_why() -> None:
+    layer = cnnlstm_fast.LSTM(4, 8, backend="aten")
+    with pytest.raises(RuntimeError) as caught:
+        layer(torch.zeros(5, 2, 4), lengths=torch.tensor([1, 2]))
+    assert all(word in str(caught.value) for word in ("'aten'", "lengths", "reference"))
+    layer(torch.zeros(5, 2, 4))
+
+
+def test_the_reference_takes_everything() -> None:
+    odd = SPEC._replace(dtype=torch.float16, lengths=True, reset=True, all_cells=True, grad=True, T=0)
+    assert BACKENDS["reference"].supports(odd) is None
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_refusals_are_sentences_fit_to_be_joined(name: str) -> None:
+    for spec in (
+        SPEC,
+        SPEC._replace(dtype=torch.float16),
+        SPEC._replace(T=None, B=None, tracing=True, reset=True),
+    ):
+        reason = BACKENDS[name].supports(spec)
+        assert reason is None or (reason and not reason.endswith("."))
+
+
+def test_plans_are_made_once_per_facts() -> None:
+    layer = cnnlstm_fast.LSTM(4, 8)
+    layer(torch.zeros(5, 2, 4))
+    before = dispatch.cached_plan.cache_info()
+    layer(torch.zeros(5, 2, 4))
+    after = dispatch.cached_plan.cache_info()
+    assert after.hits == before.hits + 1 and after.misses == before.misses
+
+
+def test_the_choice_does_not_outlive_a_change_of_sizes_or_dtype() -> None:
+    layer = cnnlstm_fast.LSTM(4, 8)
+    layer(torch.zeros(5, 2, 4))
+    assert layer(torch.zeros(9, 1, 4))[0].shape == (9, 1, 8)
+    assert layer.double()(torch.zeros(5, 2, 4).double())[0].dtype == torch.float64
+
+
+def test_a_backend_is_differentiable_unless_it_has_a_backward() -> None:
+    code = backend("one")
+    assert code.differentiable and not code.saves
+    assert not replace(code, backward=lambda: None).differentiable
+    assert not replace(code, native=True).differentiable and replace(code, native=True).saves
+
+
+def test_auto_takes_the_compiled_backend_where_it_is_there() -> None:
+    choice = dispatch.select(SPEC)
+    able = [b.name for b in BACKENDS.values() if b.supports(SPEC) is None]
+    assert choice.backend.name in able
+    assert set(choice.rejected) == set(list(BACKENDS)[: list(BACKENDS).index(choice.backend.name)])
+
+
+@pytest.mark.parametrize(
+    ("B", "packed", "expected"),
+    [(1, False, "cpu"), (256, False, "aten"), (256, True, "cpu"), (None, False, "cpu")],
+)
+def test_auto_goes_by_the_measured_bounds(B: int | None, packed: bool, expected: str) -> None:
+    spec = SPEC._replace(B=B, packed=packed, hidden_size=1024, device="cpu", dtype=torch.float32, grad=False)
+    if BACKENDS["cpu"].supports(spec) is not None:
+        pytest.skip(f"cpu: {BACKENDS['cpu'].supports(spec)}")
+    choice = dispatch.select(spec)
+    assert choice.backend.name == expected
+    assert ("cpu" in choice.rejected) == (expected == "aten")
