@@ -6,25 +6,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cnnlstm_fast.backends import BACKENDS
-from cnnlstm_fast.contract import bound, relative_error
+from cnnlstm_fast.contract import ErrorRow, bound, relative_error
 
 from .cases import DTYPES, Case
 from .jobs import build, fast_job, oracle_job, pytorch_job, runs_in_pytorch
-
-
-class Checked(NamedTuple):
-    """The error of one output or gradient against float64, PyTorch's own error, and the largest that passes."""
-
-    what: str
-    error: float
-    eager: float
-    limit: float
 
 
 def why_not(backend: str, case: Case, mode: str, dtype: str) -> str | None:
@@ -38,13 +28,13 @@ def why_not(backend: str, case: Case, mode: str, dtype: str) -> str | None:
     return reason
 
 
-def check(case: Case, mode: str, dtype: str, backend: str) -> list[Checked]:
+def check(case: Case, mode: str, dtype: str, backend: str) -> list[ErrorRow]:
     """Runs the case as it is timed, and with states and their gradients if it is timed without.
 
     Raises:
         AssertionError: a result breaks the contract; the message gives the figures.
     """
-    rows: list[Checked] = []
+    rows: list[ErrorRow] = []
     for states in sorted({case.states, True}):
         with _memory_full_of_nan():
             found = fast_job(case, build(case, DTYPES[dtype]), mode, backend, states).results()
@@ -52,11 +42,11 @@ def check(case: Case, mode: str, dtype: str, backend: str) -> list[Checked]:
         handed = " (states handed in)" if states and not case.states else ""
         for what, result in found.items():
             limit = bound(eager[what], DTYPES[dtype])
-            rows.append(Checked(what + handed, relative_error(result, exact[what]), eager[what], limit))
-    failed = [row for row in rows if not row.error <= row.limit]
+            rows.append(ErrorRow(what + handed, eager[what], relative_error(result, exact[what]), limit))
+    failed = [row for row in rows if not row.ok]
     if failed:
         figures = "; ".join(
-            f"{row.what}: error {row.error:.2e}, limit {row.limit:.2e} (PyTorch's own {row.eager:.2e})"
+            f"{row.what}: error {row.fast:.2e}, limit {row.limit:.2e} (PyTorch's own {row.eager:.2e})"
             for row in failed
         )
         raise AssertionError(f"{backend} on {case.name}, {mode}, {dtype}, breaks the contract: {figures}")

@@ -2,30 +2,105 @@
 
 Error is ||out - ref|| / ||ref|| against the float64 reference. A result passes when its error is at most twice
 that of PyTorch's own kernel in the same dtype, plus a small floor for the cases where PyTorch is exact by luck.
+
+The error of a few rounded numbers scatters by more than that factor 2. So where a result fails, more is drawn, and
+all draws are judged as one tensor, those that failed included: chance averages out, a larger error stays, and a
+single wrong number among so many still breaks the bound.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 FLOOR = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2e-4, torch.bfloat16: 1e-3}
 
-
-def relative_error(out: Tensor, ref: Tensor) -> float:
-    """||out - ref|| / ||ref|| in float64; infinite where ``out`` is not finite but ``ref`` is."""
-    out, ref = out.detach().double().cpu(), ref.detach().double().cpu()
-    if out.shape != ref.shape:
-        raise ValueError(f"out: expected the reference's shape {tuple(ref.shape)}, got {tuple(out.shape)}.")
-    if not ref.numel():
-        return 0.0
-    difference = torch.linalg.vector_norm(out - ref).item()
-    if difference != difference:
-        return float("inf")
-    norm = torch.linalg.vector_norm(ref).item()
-    return difference / norm if norm > 0.0 else difference
+MOST_DRAWS = 32
 
 
 def bound(eager_error: float, dtype: torch.dtype) -> float:
     """The largest error that passes beside PyTorch's own."""
     return 2.0 * eager_error + FLOOR[dtype]
+
+
+class Result(NamedTuple):
+    """One result of one draw. ``dtype`` is that of the computation, ``fast`` is None where it is missing."""
+
+    what: str
+    dtype: torch.dtype
+    fast: Tensor | None
+    eager: Tensor
+    exact: Tensor
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """The error of one output or gradient, PyTorch's own, and the largest that passes."""
+
+    what: str
+    eager: float
+    fast: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return self.fast <= self.limit
+
+
+def relative_error(out: Tensor, ref: Tensor) -> float:
+    """||out - ref|| / ||ref|| in float64; infinite where ``out`` is not finite."""
+    return _relative(_distance(out, ref), _norm(ref))
+
+
+def compare(
+    draw: Callable[[int], Iterable[Result]],
+    draws: int = 1,
+    limit: Callable[[float, torch.dtype], float] = bound,
+) -> list[ErrorRow]:
+    """Judges every result over ``draws`` draws and, where one fails, over ``MOST_DRAWS``.
+
+    Args:
+        draw: gives the results of the k-th draw of fresh numbers, the same names each time.
+        limit: the largest error that passes, by PyTorch's own error and the dtype.
+    """
+    squares: dict[str, list[float]] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    rows: list[ErrorRow] = []
+    for first, end in ((0, draws), (draws, MOST_DRAWS)):
+        for k in range(first, end):
+            for what, dtype, fast, eager, exact in draw(k):
+                distances = math.inf if fast is None else _distance(fast, exact), _distance(eager, exact)
+                sums = squares.setdefault(what, [0.0, 0.0, 0.0])
+                for j, value in enumerate((*distances, _norm(exact))):
+                    sums[j] += value * value
+                dtypes[what] = dtype
+        rows = []
+        for what, sums in squares.items():
+            fast_off, eager_off, norm = map(math.sqrt, sums)
+            eager_error = _relative(eager_off, norm)
+            rows.append(
+                ErrorRow(what, eager_error, _relative(fast_off, norm), limit(eager_error, dtypes[what]))
+            )
+        if all(row.ok for row in rows):
+            break
+    return rows
+
+
+def _norm(t: Tensor) -> float:
+    return torch.linalg.vector_norm(t.detach().double()).item()
+
+
+def _distance(out: Tensor, ref: Tensor) -> float:
+    if out.shape != ref.shape:
+        raise ValueError(f"out: expected the reference's shape {tuple(ref.shape)}, got {tuple(out.shape)}.")
+    distance = _norm(out.detach().double().cpu() - ref.detach().double().cpu())
+    return math.inf if math.isnan(distance) else distance
+
+
+def _relative(distance: float, norm: float) -> float:
+    return distance / norm if norm > 0.0 else distance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,23 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .contract import FLOOR, bound, relative_error
+from .contract import FLOOR, ErrorRow, Result, bound, compare
 from .optimize import as_arguments, check_model, optimize, revert
 from .timing import interleave, median_ratio
-
-
-@dataclass(frozen=True)
-class ErrorRow:
-    """The error of one output or gradient: ||x - ref|| / ||ref||."""
-
-    what: str
-    eager: float
-    fast: float
-    limit: float
-
-    @property
-    def ok(self) -> bool:
-        return self.fast <= self.limit
 
 
 @dataclass(frozen=True)
@@ -92,36 +78,39 @@ def verify(model: nn.Module, example_inputs: Any, seconds: float = 2.0) -> Repor
     eager, fast = _quiet(revert(_copy(model))), _quiet(optimize(_copy(model)))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    report = Report()
-
     trains = any(p.requires_grad for p in model.parameters())
-    eager_out, eager_grads = _run(eager, args, trains)
-    fast_out, fast_grads = _run(fast, args, trains)
+    report = Report()
+    exact: nn.Module | None = None
+    exact_args = _cast(args, "cpu", torch.float64)
     try:
-        exact = revert(_copy(model)).to("cpu", torch.float64)
-        ref_out, ref_grads = _run(_quiet(exact), _cast(args, "cpu", torch.float64), trains)
+        in_float64 = _quiet(revert(_copy(model)).to("cpu", torch.float64))
+        _run(in_float64, exact_args, trains)
+        exact = in_float64
     except (RuntimeError, ValueError, TypeError) as error:
         message = str(error).splitlines()[0]
         report.notes.append(f"the model does not run in float64 ({message}): compared with eager instead")
-        ref_out, ref_grads = eager_out, eager_grads
 
-    if [t.shape for t in eager_out] != [t.shape for t in fast_out]:
-        raise RuntimeError("the optimized model's outputs differ from the eager one's in number or shape.")
-    rows: list[tuple[str, Tensor, Tensor | None, Tensor]] = [
-        (f"output {k}", e, f, r) for k, (e, f, r) in enumerate(zip(eager_out, fast_out, ref_out, strict=True))
-    ]
-    rows += [
-        (f"gradient of {name}", grad, fast_grads.get(name), ref_grads[name])
-        for name, grad in eager_grads.items()
-    ]
-    for what, e, f, r in rows:
-        eager_error, kind = relative_error(e, r), e.dtype if e.dtype in FLOOR else dtype
-        limit = bound(eager_error, kind) if ref_out is not eager_out else 20 * FLOOR[kind]
-        # a gradient that the optimized model does not give at all is infinitely wrong
-        report.errors.append(
-            ErrorRow(what, eager_error, float("inf") if f is None else relative_error(f, r), limit)
+    def draw(k: int) -> Iterator[Result]:
+        """The model as it is, and then with weights that differ by about one rounding."""
+        if k > 0:
+            _perturb(eager, fast, exact, seed=k)
+        eager_out, eager_grads = _run(eager, args, trains)
+        fast_out, fast_grads = _run(fast, args, trains)
+        exact_out, exact_grads = (
+            (eager_out, eager_grads) if exact is None else _run(exact, exact_args, trains)
         )
+        if [t.shape for t in eager_out] != [t.shape for t in fast_out]:
+            raise RuntimeError(
+                "the optimized model's outputs differ from the eager one's in number or shape."
+            )
+        for j, out in enumerate(eager_out):
+            kind = out.dtype if out.dtype in FLOOR else dtype
+            yield Result(f"output {j}", kind, fast_out[j], out, exact_out[j])
+        for name, grad in eager_grads.items():
+            kind = grad.dtype if grad.dtype in FLOOR else dtype
+            yield Result(f"gradient of {name}", kind, fast_grads.get(name), grad, exact_grads[name])
 
+    report.errors = compare(draw, limit=bound if exact is not None else lambda _, kind: 20 * FLOOR[kind])
     report.speed.append(_time("forward", lambda m: _forward(m, args), eager, fast, device, seconds))
     if trains:
         job = "forward + backward"
@@ -147,6 +136,19 @@ def _quiet(model: nn.Module) -> nn.Module:
             module.train()
             module.dropout = 0.0
     return model
+
+
+def _perturb(eager: nn.Module, fast: nn.Module, exact: nn.Module | None, seed: int) -> None:
+    """Moves the weights of the copies, all alike, by about one rounding: as good as they were, and fresh numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    others = [list(m.parameters()) for m in (fast, exact) if m is not None]
+    with torch.no_grad():
+        for j, p in enumerate(eager.parameters()):
+            if p.is_floating_point():
+                noise = torch.randn(p.shape, generator=generator) * torch.finfo(p.dtype).eps
+                p.mul_(1.0 + noise.to(p.device))
+                for parameters in others:
+                    parameters[j].copy_(p)
 
 
 def _forward(model: nn.Module, args: tuple[Any, ...]) -> None:

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from cnnlstm_fast import BACKENDS, functional, reference
 from cnnlstm_fast.canonical import LSTMSpec, validate
-from cnnlstm_fast.contract import bound, relative_error
+from cnnlstm_fast.contract import Result, compare
 
 SEED = int(os.environ.get("CNNLSTM_TEST_SEED") or random.SystemRandom().randrange(1 << 31))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -239,37 +239,55 @@ def results(run: Run, data: Data, backward: bool = True) -> dict[str, Tensor]:
 
 
 def check(
-    got: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor], dtype: torch.dtype
+    draw: Callable[[int], tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]],
+    dtype: torch.dtype,
+    draws: int = 1,
 ) -> None:
-    """Every result lies within the contract."""
-    assert got.keys() == exact.keys()
-    failed = []
-    for name, ref in exact.items():
-        assert got[name].dtype == dtype, name
-        error, limit = relative_error(got[name], ref), bound(relative_error(eager[name], ref), dtype)
-        if not error <= limit:
-            failed.append(f"{name}: error {error:.2e}, limit {limit:.2e}")
+    """Every result lies within the contract.
+
+    Args:
+        draw: gives what the backend found in the k-th draw, PyTorch's own results, and the exact ones.
+    """
+
+    def named(k: int) -> Iterator[Result]:
+        got, eager, exact = draw(k)
+        assert got.keys() == eager.keys() == exact.keys()
+        assert all(t.dtype == dtype for t in got.values())
+        for name in exact:
+            yield Result(name, dtype, got[name], eager[name], exact[name])
+
+    rows = compare(named, draws)
+    failed = [f"{r.what}: error {r.fast:.2e}, limit {r.limit:.2e}" for r in rows if not r.ok]
     assert not failed, "; ".join(failed)
 
 
-def check_case(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu", **extra: Any) -> None:
+def check_case(
+    case: Case,
+    backend: str,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    backward: bool = True,
+    part: Callable[[Run], Run] = lambda run: run,
+) -> None:
     """The backend against the float64 reference, beside PyTorch's own error.
 
-    Few numbers may be exact by luck in either; small cases are drawn several times and judged as one tensor.
+    Args:
+        backward: compare the gradients, too.
+        part: makes a run that gives a part of the results alone.
     """
-    draws = 1 + 500 // (1 + case.T * case.B * case.H) if case.T * case.B else 1
-    found: list[list[dict[str, Tensor]]] = []
-    for k in range(min(draws, 8)):
+
+    def draw(k: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         data = make(case, dtype, SEED + k)
         there = data.to(dtype, device)
         require(backend, there)
-        got = results(fast(backend, **extra), there)
-        with one_thread():  # many tiny operations, which threads only hold up
-            found.append([got, results(pytorch, there), results(oracle, data)])
-    joined = (
-        {name: torch.stack([each[k][name] for each in found]) for name in found[0][k]} for k in range(3)
-    )
-    check(*joined, dtype)
+        with torch.set_grad_enabled(backward):
+            got = results(part(fast(backend)), there, backward)
+            with one_thread():  # many tiny operations, which threads only hold up
+                eager = results(part(pytorch), there, backward)
+                return got, eager, results(part(oracle), data, backward)
+
+    size = case.T * case.B * case.H
+    check(draw, dtype, min(8, 1 + 500 // size) if size else 1)
 
 
 def spec_of(*args: Any, **kwargs: Any) -> LSTMSpec:

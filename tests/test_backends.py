@@ -14,15 +14,13 @@ from helpers import (
     SEED,
     Case,
     Data,
+    Run,
     arguments,
-    check,
     check_case,
     fast,
     make,
     nan_memory,
     one_thread,
-    oracle,
-    pytorch,
     require,
     require_spec,
     results,
@@ -132,31 +130,23 @@ def test_nothing_to_do(case: Case, backend: str, dtype: torch.dtype, device: str
 def test_inference_gives_the_numbers_of_training(
     cells: bool, backend: str, dtype: torch.dtype, device: str
 ) -> None:
-    data = make(Case(T=9, B=5, I=24, H=48, layers=2, bidirectional=True, cells=cells), dtype)
-    there = data.to(dtype, device)
-    require(backend, there)
-    with torch.no_grad():
-        got = results(fast(backend), there, backward=False)
-    exact = results(oracle, data, backward=False)
-    check(got, results(pytorch, there, backward=False), exact, dtype)
+    case = Case(T=9, B=5, I=24, H=48, layers=2, bidirectional=True, cells=cells)
+    check_case(case, backend, dtype, device, backward=False)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_gradient_of_one_result_alone(which: int, backend: str, dtype: torch.dtype, device: str) -> None:
     """The cotangents of the other results are absent, not zero."""
-    data = make(Case(T=5, B=3, I=8, H=16, layers=2, bidirectional=True, cells=which == 3), dtype)
 
-    def only(run):
-        def one(data: Data, leaves: list[torch.Tensor]):
+    def only(run: Run) -> Run:
+        def one(data: Data, leaves: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             outs = run(data, leaves)
             return tuple(o if k == which else o.detach() for k, o in enumerate(outs))
 
         return one
 
-    there = data.to(dtype, device)
-    require(backend, there)
-    got, eager = results(only(fast(backend)), there), results(only(pytorch), there)
-    check(got, eager, results(only(oracle), data), dtype)
+    case = Case(T=5, B=3, I=8, H=16, layers=2, bidirectional=True, cells=which == 3)
+    check_case(case, backend, dtype, device, part=only)
 
 
 @pytest.mark.parametrize("wanted", [["x"], ["h0"], ["c0"], ["weight 1"], ["x", "weight 3"]], ids=str)
@@ -339,12 +329,8 @@ def test_results_share_no_memory(backend: str, dtype: torch.dtype, device: str) 
 def test_one_thread(backend: str, dtype: torch.dtype) -> None:
     """``torch.set_num_threads(1)`` changes no result beyond the contract."""
     case = Case(T=20, B=9, I=40, H=96, layers=2, bidirectional=True)
-    data = make(case, dtype)
-    there = data.to(dtype)
-    require(backend, there)
     with one_thread():
-        got, eager = results(fast(backend), there), results(pytorch, there)
-    check(got, eager, results(oracle, data), dtype)
+        check_case(case, backend, dtype)
 
 
 def test_weights_of_one_view_of_one_storage(backend: str, device: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
-from cnnlstm_fast.contract import FLOOR, bound, relative_error
+from cnnlstm_fast.contract import FLOOR, MOST_DRAWS, ErrorRow, Result, bound, compare, relative_error
 
 
 def test_relative_error() -> None:
@@ -48,3 +50,61 @@ def test_bound(dtype: torch.dtype) -> None:
     assert bound(0.0, dtype) == FLOOR[dtype]
     assert bound(1.0, dtype) == 2.0 + FLOOR[dtype]
     assert torch.finfo(dtype).eps / 8 < FLOOR[dtype] < 1000 * torch.finfo(dtype).eps
+
+
+NOISE = 3e-3  # of one rounded bfloat16 number, relative
+
+
+def draws(error: Callable[[int], float], numbers: int) -> Callable[[int], Iterator[Result]]:
+    """Draws in which PyTorch's error is ``NOISE`` a number and ours ``error(k)`` times that."""
+
+    def draw(k: int) -> Iterator[Result]:
+        exact = torch.rand(numbers, dtype=torch.float64) + 1
+
+        def noisy(size: float) -> Tensor:
+            return exact * (1 + NOISE * size * torch.randn(numbers))
+
+        yield Result("output", torch.float64, noisy(error(k)), noisy(1.0), exact)
+
+    return draw
+
+
+def judge(*args: int, **kwargs: int) -> ErrorRow:
+    (row,) = compare(draws(*args), **kwargs)
+    return row
+
+
+@pytest.mark.parametrize("numbers", [1, 4, 1000])
+def test_chance_passes(numbers: int) -> None:
+    assert all(judge(lambda k: 1.0, numbers).ok for _ in range(100))
+
+
+@pytest.mark.parametrize("numbers", [4, 1000])
+def test_a_larger_error_fails(numbers: int) -> None:
+    rows = [judge(lambda k: 4.0, numbers, draws=8) for _ in range(20)]
+    assert not any(row.ok for row in rows)
+    assert all(row.fast == pytest.approx(4 * NOISE, rel=0.5) for row in rows)
+
+
+@pytest.mark.parametrize("numbers", [1, 4, 1000])
+def test_one_wrong_draw_fails_however_many_are_right(numbers: int) -> None:
+    assert not judge(lambda k: 100.0 if k == 0 else 1.0, numbers).ok
+
+
+def test_more_is_drawn_only_where_a_result_fails() -> None:
+    for wrong, count in ((False, 3), (True, MOST_DRAWS)):
+        seen = []
+
+        def draw(k: int, wrong: bool = wrong, seen: list[int] = seen) -> Iterator[Result]:
+            seen.append(k)
+            yield Result("output", torch.float32, torch.ones(2) + wrong, torch.ones(2), torch.ones(2))
+
+        assert compare(draw, draws=3)[0].ok is not wrong
+        assert seen == list(range(count))
+
+
+def test_missing_or_not_finite_is_infinitely_wrong_in_any_draw() -> None:
+    assert judge(lambda k: math.nan if k == 0 else 1.0, 4).fast == math.inf
+    one = torch.ones(2)
+    (row,) = compare(lambda k: [Result("gradient", torch.float32, one if k else None, one, one)])
+    assert row.fast == math.inf and not row.ok
