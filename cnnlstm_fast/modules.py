@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 from torch import Tensor, nn
@@ -103,7 +104,11 @@ def _subclass_twin(cls: type) -> type:
     for known in subclasses:
         if known.__dict__.get("stands_for") is cls:
             return known
+    # The class itself comes first among the bases: Python changes an object's class only between classes of one
+    # layout, which is that of the first base. What must override the class's own therefore stands in the body.
     body: dict[str, Any] = {
+        "__class__": StandIn.__dict__["__class__"],
+        "__reduce_ex__": StandIn.__reduce_ex__,
         "stands_for": cls,
         "twin_of": staticmethod(fast_twin),
         "__module__": cls.__module__,
@@ -118,4 +123,6 @@ def _subclass_twin(cls: type) -> type:
             return copied
 
         body["__deepcopy__"] = deepcopy
-    return type(cls.__name__, (StandIn, cls, _FastParent), body)
+    return types.new_class(
+        cls.__name__, (cls, _FastParent, StandIn), exec_body=lambda space: space.update(body)
+    )

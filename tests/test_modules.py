@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import cnnlstm_fast
+from cnnlstm_fast._identity import is_stand_in
 from cnnlstm_fast.contract import bound, relative_error
 
 ARGUMENTS: list[dict[str, Any]] = [
@@ -237,6 +239,45 @@ def test_a_subclass_keeps_its_own_ways() -> None:
     cnnlstm_fast.revert(model)
     assert type(model) is Named
     torch.testing.assert_close(model(x), want, rtol=0, atol=0)
+
+
+class Recurrent(ABC, nn.RNNBase):
+    """The abstract parent that forecasting packages give their layers."""
+
+    @abstractmethod
+    def initial(self) -> Any: ...
+
+
+class Mixed(Recurrent, nn.LSTM):
+    def initial(self) -> Any:
+        return None
+
+
+class Slotted(Named):
+    __slots__ = ("extra",)
+
+
+class Marker:
+    mark = 1
+
+
+class Marked(Marker, nn.LSTM):
+    pass
+
+
+@pytest.mark.parametrize("cls", [Mixed, Slotted, Marked])
+def test_a_subclass_of_another_layout(cls: type[nn.LSTM]) -> None:
+    """Parents beside nn.LSTM change the memory layout, and Python changes a class only within one layout."""
+    layer = cls(8) if cls is Slotted else cls(4, 8)
+    x = torch.randn(3, 5, 4)
+    want = layer(x)
+    cnnlstm_fast.optimize(layer)
+    assert isinstance(layer, cls) and layer.__class__ is cls and is_stand_in(layer)
+    torch.testing.assert_close(layer(x), want)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert isinstance(copied, cls) and is_stand_in(copied)
+        torch.testing.assert_close(copied(x), want)
+    assert type(cnnlstm_fast.revert(layer)) is cls
 
 
 def test_a_subclass_of_the_fast_layer() -> None:

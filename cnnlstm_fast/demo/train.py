@@ -23,7 +23,7 @@ from .model import NumberReader, decode
 
 @dataclass(frozen=True)
 class Recipe:
-    steps: int = 400
+    steps: int = 600
     batch: int = 32
     learning_rate: float = 5e-3  # the peak of one cycle
     weight_decay: float = 0.1
