@@ -38,7 +38,7 @@ def test_lstm(benchmark: Any, case: Case, mode: str, dtype: str, backend: str) -
         "mode": mode,
         "dtype": dtype,
         "backend": backend,
-        "errors": {row.what: row.error for row in rows},
+        "errors": {row.what: row.fast for row in rows},
     }
     job = fast_job(case, build(case, DTYPES[dtype]), mode, backend)
     job()  # what only a first call does must not set how many rounds there will be
