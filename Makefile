@@ -27,7 +27,7 @@ lint: $(STAMPS)/dev
 	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 bench: $(STAMPS)/test $(STAMPS)/native
-	@$(BIN)/python -m pytest bench --benchmark-only
+	@$(BIN)/cnnlstm-fast bench
 
 build: $(STAMPS)/native
 

@@ -21,7 +21,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Command, Distribution, setup
+from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
@@ -231,7 +231,13 @@ class bdist_wheel_after_build(bdist_wheel):
         super().run()
 
 
+# The benchmark lies at the top level of the checkout and is installed inside the package: a top-level module
+# `bench` would collide with other people's.
+BENCH = ["bench", *(f"bench.{name}" for name in find_packages("bench"))]
+
 setup(
+    packages=[*find_packages(include=["cnnlstm_fast*"]), *(f"{PACKAGE}.{name}" for name in BENCH)],
+    package_dir={f"{PACKAGE}.bench": "bench"},
     distclass=NativeDistribution,
     cmdclass={"build": build_all, "build_native": build_native, "bdist_wheel": bdist_wheel_after_build},
 )

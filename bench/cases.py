@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 
 from cnnlstm_fast import LSTMSpec
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp": torch.float32}
+"""What the tensors are made of. "amp": float32 weights and input under autocast to bfloat16."""
 MODES = ("inference", "training")
 """Training is a forward and a backward pass with the gradients of the input and of all weights."""
+SUITES = {
+    "quick": "a few calls of all kinds, under two minutes on two cores",
+    "core": "known hard and odd calls, inference and training",
+    "cpu": "inference",
+    "train": "training",
+    "model": "whole models, CNN included",
+    "gpu": "inference and training, float16 and the largest calls included, for a GPU",
+    "all": "everything that this machine can run",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,18 @@ class Case:
     """The input is a view of a feature map (B, I, 1, T) instead of a contiguous (T, B, I)."""
     states: bool = False
     """The caller hands in h0 and c0, and its loss depends on the final states, too."""
+    resets: float = 0.0
+    """The share of steps before which the state is zeroed."""
+    dropout: float = 0.0
+    """Between the layers, in training. The gate runs without it."""
+    model: str = ""
+    """Not a call of the layer alone but of a whole model: a name in ``models.MODELS``."""
+    modes: tuple[str, ...] = MODES
     dtypes: tuple[str, ...] = ("f32", "bf16")
+    suites: tuple[str, ...] = ()
+    """Named suites that it belongs to, beside those by mode; see ``calls``."""
+    gpu_only: bool = False
+    """Too large for a CPU's benchmark."""
 
     def __post_init__(self) -> None:
         if self.packed and self.lengths is None:
@@ -46,12 +70,18 @@ class Case:
             raise ValueError(f"{self.name}: empty sequences need lengths and cannot be packed.")
         if self.packed and self.strided:
             raise ValueError(f"{self.name}: packing copies the input, so that packed excludes strided.")
+        if self.resets and (self.lengths is not None or self.bidirectional):
+            raise ValueError(f"{self.name}: resets exclude lengths and a second direction.")
 
-    def spec(self, mode: str, dtype: str) -> LSTMSpec:
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def spec(self, mode: str, dtype: str, device: str = "cpu") -> LSTMSpec:
         """What the dispatcher sees of the call."""
         return LSTMSpec(
-            device="cpu",
-            dtype=DTYPES[dtype],
+            device=device,
+            dtype=torch.bfloat16 if dtype == "amp" else DTYPES[dtype],
             T=self.T,
             B=self.B,
             input_size=self.I,
@@ -62,16 +92,74 @@ class Case:
             bias=True,
             packed=self.packed,
             lengths=self.lengths is not None and not self.packed,
-            reset=False,
-            dropout=False,
+            reset=self.resets > 0.0,
+            dropout=self.dropout > 0.0 and mode == "training",
             all_cells=False,
             grad=mode == "training",
             tracing=False,
         )
 
 
-TABLE: tuple[Case, ...] = (
-    #    name                  T    B   I    H  L  bidirectional
+def _text_recognition() -> Iterator[Case]:
+    grid = itertools.product((1, 8, 32), (26, 32, 149), (256, 512), (128, 256, 512), (1, 2))
+    for B, T, I, H, L in grid:
+        name = f"text-b{B}-t{T}-i{I}-h{H}-l{L}"
+        quick = ("quick",) if (B, T, I, H, L) in {(1, 26, 512, 256, 2), (32, 26, 512, 256, 2)} else ()
+        yield Case(name, T, B, I, H, L, True, "text recognition", suites=quick)
+
+
+INFERENCE = (
+    #    name                   T    B     I     H  L  bidirectional
+    Case("stream-step", 1, 1, 128, 128, 1, False, "streaming, one step", states=True, suites=("quick",)),
+    Case("voice-activity", 310, 1, 128, 128, 1, False, "voice activity detection", suites=("quick",)),
+    *_text_recognition(),
+    Case(
+        *("text-packed", 150, 8, 960, 200, 3, True, "text recognition, lines of unequal length"),
+        lengths=(0.45, 1.0),
+        packed=True,
+    ),
+    Case("diarization-b1", 589, 1, 60, 128, 4, True, "speaker diarization, one window", suites=("quick",)),
+    Case("diarization-b32", 589, 32, 60, 128, 4, True, "speaker diarization, a batch"),
+    Case("separation", 255, 1, 512, 256, 3, True, "music source separation"),
+    Case("dual-path-b22", 100, 22, 128, 128, 1, True, "dual-path speech separation", strided=True),
+    Case("dual-path-b500", 100, 500, 128, 128, 1, True, "dual-path speech separation", strided=True),
+    Case("codec", 75, 1, 512, 512, 2, False, "neural audio codec, one second"),
+    Case("denoising", 62, 1, 768, 768, 2, False, "speech denoising, one second"),
+    *(
+        Case(f"speech-b{B}-t{T}", T, B, 2560, 1024, 4, True, "speech recognition")
+        for B, T in itertools.product((1, 8), (100, 400))
+    ),
+    Case("activity", 8, 256, 7232, 128, 2, False, "activity recognition, a batch of windows"),
+    Case("video-b1", 28, 1, 512, 512, 3, False, "video classification, one clip"),
+    Case("video-b8", 28, 8, 512, 512, 3, False, "video classification, a batch"),
+    *(
+        Case(f"policy-b{B}", 1, B, 512, 256, 1, False, "recurrent policy, one step", states=True)
+        for B in (1, 8, 64)
+    ),
+)
+
+TRAINING = (
+    Case("train-text", 26, 192, 512, 256, 1, True, "text recognition, words", suites=("quick",)),
+    Case("train-lines", 149, 32, 256, 256, 1, True, "text recognition, lines"),
+    Case("train-diarization", 589, 32, 60, 128, 4, True, "speaker diarization", dropout=0.5),
+    Case(
+        *("train-speech", 800, 64, 1312, 1024, 1, True, "speech recognition, packed"),
+        lengths=(0.45, 1.0),
+        packed=True,
+        gpu_only=True,
+    ),
+    Case("train-video", 28, 40, 512, 512, 3, False, "video classification"),
+    Case("train-wide", 40, 16, 512, 1024, 1, True, "captioning"),
+    Case("train-activity", 8, 256, 7232, 128, 2, False, "activity recognition"),
+    Case("train-policy", 128, 128, 257, 256, 1, False, "recurrent policy, episodes that end", resets=0.03),
+    Case("train-separation", 255, 16, 512, 256, 3, False, "music source separation"),
+    Case("train-sentiment-t200", 200, 64, 128, 128, 1, True, "text sentiment, short reviews"),
+    Case("train-sentiment-t500", 500, 64, 128, 128, 1, True, "text sentiment, long reviews"),
+    Case("train-clicks", 50, 1024, 64, 64, 1, False, "click sequences"),
+    Case("train-sales", 60, 256, 64, 128, 1, False, "sales forecasts"),
+)
+
+CORE = (
     Case("word-b1", 16, 1, 512, 256, 1, False, "reader of short words, one image"),
     Case("crnn-b1", 26, 1, 512, 256, 2, True, "CRNN text recogniser, one line"),
     Case("crnn-b32", 26, 32, 512, 256, 2, True, "CRNN text recogniser, a batch"),
@@ -80,14 +168,74 @@ TABLE: tuple[Case, ...] = (
     Case("speech-b1", 293, 1, 60, 128, 4, True, "acoustic model, three seconds of one speaker"),
     Case("policy-step", 1, 1, 512, 512, 1, False, "recurrent policy, one step", states=True),
     Case("sensor-b64", 128, 64, 128, 128, 1, False, "activity recognition, a batch of windows"),
-    # the odd ones
     Case("one-step-b16", 1, 16, 64, 128, 2, False, "streams advanced together by a step", states=True),
     Case("hidden-200", 50, 8, 128, 200, 1, True, "a hidden size that no vector width divides twice"),
     Case("input-257", 100, 4, 257, 128, 1, False, "bins of a 512-point spectrogram"),
     Case("strided-map", 26, 8, 512, 256, 1, True, "feature map of a CNN, permuted", strided=True),
-    Case("packed", 100, 16, 64, 128, 2, True, "PackedSequence", lengths=(0.45, 1.0), packed=True),
+    Case(
+        *("packed", 100, 16, 64, 128, 2, True, "PackedSequence"),
+        lengths=(0.45, 1.0),
+        packed=True,
+        suites=("quick",),
+    ),
     Case("projection", 50, 8, 80, 256, 1, False, "LSTM with a projection (LSTMP)", proj_size=64),
     Case("empty-rows", 60, 16, 64, 128, 1, True, "silent clips among others", lengths=(0.45, 1.0), empty=3),
     Case("no-steps", 0, 4, 32, 64, 1, False, "nothing has arrived yet", states=True),
 )
+
+MODELS = tuple(
+    Case(f"model-{model}-b{B}", T, B, I, H, layers, bidirectional, use, model=model)
+    for model, T, I, H, layers, bidirectional, use in (
+        ("text", 32, 512, 256, 2, True, "text recognition, CNN included"),
+        ("video", 16, 512, 512, 3, False, "video classification, CNN included"),
+        ("words", 98, 320, 128, 1, True, "spoken words, CNN included"),
+        ("series", 100, 64, 128, 1, False, "forecasts, CNN included"),
+    )
+    for B in (1, 16)
+)
+
+
+def _with(cases: tuple[Case, ...], suite: str = "", **defaults: Any) -> tuple[Case, ...]:
+    """The cases of a section, with what all of it shares."""
+    return tuple(replace(c, suites=(*c.suites, suite) if suite else c.suites, **defaults) for c in cases)
+
+
+TABLE: tuple[Case, ...] = (
+    *_with(CORE, "core"),
+    *_with(INFERENCE, modes=("inference",)),
+    *_with(TRAINING, modes=("training",), dtypes=("f32", "amp")),
+    *_with(MODELS, dtypes=("f32", "amp")),
+)
 CASES: dict[str, Case] = {case.name: case for case in TABLE}
+
+
+class Call(NamedTuple):
+    """One row of a benchmark."""
+
+    case: Case
+    mode: str
+    dtype: str
+
+
+def calls(suite: str, contains: str = "", device: str = "cpu") -> list[Call]:
+    """The rows of a suite whose name contains a text, the most telling first.
+
+    A GPU's rows have float16, too; what is for GPUs alone is left out elsewhere.
+    """
+    found = []
+    for case in sorted(TABLE, key=lambda case: "quick" not in case.suites):
+        if case.gpu_only and device == "cpu":
+            continue
+        dtypes = (*case.dtypes, "fp16") if device == "cuda" and "amp" not in case.dtypes else case.dtypes
+        for mode, dtype in itertools.product(case.modes, dtypes):
+            if _in_suite(case, mode, suite) and contains in f"{case.name} {mode} {dtype}":
+                found.append(Call(case, mode, dtype))
+    return found
+
+
+def _in_suite(case: Case, mode: str, suite: str) -> bool:
+    if suite in ("all", "gpu"):
+        return True
+    if suite in ("cpu", "train"):
+        return not case.model and mode == {"cpu": "inference", "train": "training"}[suite]
+    return bool(case.model) if suite == "model" else suite in case.suites

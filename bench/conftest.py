@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 
 from bench import environment
+from bench.cases import SUITES
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--suite", choices=SUITES, default="core", help="whose rows to measure")
 
 
 @pytest.hookimpl(optionalhook=True)

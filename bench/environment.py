@@ -56,6 +56,8 @@ def versions() -> dict[str, Any]:
 
 def commit() -> dict[str, Any]:
     """``id`` of the checkout, None outside of one; ``dirty`` where a file but the results differs from it."""
+    if not (ROOT / "setup.py").exists():
+        return {"id": None, "dirty": None}  # installed: a repository around it would be somebody else's
     found = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
     return {"id": found, "dirty": None if changes is None else bool(changes)}

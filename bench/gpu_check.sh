@@ -1,28 +1,50 @@
 #!/usr/bin/env bash
-# The check on a machine with an NVIDIA GPU: builds in place for this GPU, runs the tests that need one, and tells what
-# the device is and how fast it copies. Needs PyTorch, cmake, ninja, pybind11, pytest and nvcc there, and no network.
-#   PYTHON  the interpreter (python3)        OUT  where the results go (bench/results/gpu_check)
-set -euo pipefail
+# The check on a machine with an NVIDIA GPU and no network: bench/gpu_check.sh OUTDIR [--budget SECONDS]
+# Builds in place with the interpreter $PYTHON (python3), which has PyTorch, cmake, ninja, pybind11, pytest, numpy, SciPy
+# and rich; runs every GPU test, then as many rows of the suite `gpu` as the budget (480 s in all) lets it, the most
+# important first, and names those that it dropped. Leaves facts.json, tests.xml, gpu.json, table.txt and log.txt in
+# OUTDIR. Exit status: 3 without a GPU, 1 where something failed.
+set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-out=${OUT:-bench/results/gpu_check}
+usage="usage: bench/gpu_check.sh OUTDIR [--budget SECONDS]"
+out=${1:?$usage}
+budget=480
+if [ "${2:-}" = --budget ]; then budget=${3:?$usage}; elif [ $# -gt 1 ]; then echo "$usage" >&2; exit 2; fi
+
+if ! why=$("$python" -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else
+  f"PyTorch {torch.__version__} sees no NVIDIA GPU")' 2>&1); then
+  echo "gpu_check: $why" >&2
+  exit 3
+fi
 mkdir -p "$out"
 exec > >(tee "$out/log.txt") 2>&1
+failed=0
 
-"$python" -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else
-  f"PyTorch {torch.__version__} sees no NVIDIA GPU")'
+echo "== build ($SECONDS s)"
 CNNLSTM_NATIVE=1 CNNLSTM_CUDA=1 CNNLSTM_CUDA_ARCHS=${CNNLSTM_CUDA_ARCHS:-native} \
-  "$python" setup.py -q build_native --inplace
-"$python" - "$out/facts.json" << 'PY'
+  "$python" setup.py -q build_native --inplace || exit 1
+"$python" - "$out/facts.json" << 'PY' || failed=1
 import json, sys
 import torch
+from bench.ceilings import measure
 from cnnlstm_fast import _native
 if not _native.available:
     sys.exit(_native.reason)
 facts = _native.facts() | {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
-facts["copy_gb_per_s"] = round(_native._C.cuda_copy_bandwidth(1 << 30, 20), 1)
+facts["ceilings"] = measure("cuda").as_dict()
 text = json.dumps(facts, indent=1, default=str)
 open(sys.argv[1], "w").write(text + "\n")
 print(text)
 PY
-"$python" -m pytest -m gpu tests --junitxml="$out/tests.xml"
+
+echo "== tests ($SECONDS s)"
+left=$((budget - SECONDS))
+timeout $((left * 2 / 3)) "$python" -m pytest -q -m gpu tests --junitxml="$out/tests.xml" || failed=1
+
+echo "== benchmark ($SECONDS s)"
+left=$((budget - SECONDS - 10))
+"$python" -m bench --suite gpu --budget "$left" --json "$out/gpu.json" > "$out/table.txt" || failed=1
+cat "$out/table.txt"
+echo "== done after $SECONDS s, $([ $failed = 0 ] && echo passed || echo FAILED)"
+exit $failed

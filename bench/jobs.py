@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import cnnlstm_fast
 
 from .cases import Case
+from .models import make
 
 States = tuple[Tensor, Tensor]
 Forward = Callable[[Tensor | PackedSequence, States | None], tuple[Tensor | PackedSequence, States]]
@@ -27,6 +31,7 @@ class Inputs:
 
     x: Tensor | PackedSequence  # (T, B, I), or rows (N, I)
     lengths: Tensor | None  # (B,), also where x is packed
+    reset: Tensor | None  # bool (T, B)
     h0: Tensor  # (L*D, B, P)
     c0: Tensor  # (L*D, B, H)
     weights: dict[str, Tensor]  # state dict of nn.LSTM
@@ -34,24 +39,43 @@ class Inputs:
     grad_h_n: Tensor
     grad_c_n: Tensor
 
-    def to(self, dtype: torch.dtype) -> Inputs:
+    def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> Inputs:
+        def move(t: Any) -> Any:
+            return t.to(device=device, dtype=dtype)
+
         return Inputs(
-            self.x.to(dtype),
-            self.lengths,
-            self.h0.to(dtype),
-            self.c0.to(dtype),
-            {name: weight.to(dtype) for name, weight in self.weights.items()},
-            self.grad_output.to(dtype),
-            self.grad_h_n.to(dtype),
-            self.grad_c_n.to(dtype),
+            move(self.x),
+            None if self.lengths is None else self.lengths.to(device),
+            None if self.reset is None else self.reset.to(device),
+            move(self.h0),
+            move(self.c0),
+            {name: move(weight) for name, weight in self.weights.items()},
+            move(self.grad_output),
+            move(self.grad_h_n),
+            move(self.grad_c_n),
         )
 
 
-def build(case: Case, dtype: torch.dtype) -> Inputs:
+@dataclass(frozen=True)
+class ModelInputs:
+    """The same for a whole model."""
+
+    module: nn.Module
+    x: Tensor
+
+    def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> ModelInputs:
+        module = copy.deepcopy(self.module).to(device=device, dtype=dtype)
+        return ModelInputs(module, self.x.to(device=device, dtype=dtype))
+
+
+def build(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs | ModelInputs:
     """Random data from a seed of the case's own; the same numbers, rounded, in every dtype."""
-    D, P = 1 + case.bidirectional, case.proj_size or case.H
+    seed = zlib.crc32(case.name.encode())
+    if case.model:
+        return ModelInputs(*make(case.model, case.T, case.B, seed)).to(dtype, device)
+    D, P = case.directions, case.proj_size or case.H
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(case.name.encode()))
+        torch.manual_seed(seed)
         lengths = None
         if case.lengths is not None:
             low, high = (share * case.T for share in case.lengths)
@@ -71,13 +95,14 @@ def build(case: Case, dtype: torch.dtype) -> Inputs:
         return Inputs(
             x=x,
             lengths=lengths,
+            reset=torch.rand(case.T, case.B) < case.resets if case.resets else None,
             h0=torch.randn(*states, P),
             c0=torch.randn(*states, case.H),
-            weights=dict(nn.LSTM(**_arguments(case)).state_dict()),
+            weights=dict(nn.LSTM(**arguments(case)).state_dict()),
             grad_output=torch.randn(*rows, D * P),
             grad_h_n=torch.randn(*states, P),
             grad_c_n=torch.randn(*states, case.H),
-        ).to(dtype)
+        ).to(dtype, device)
 
 
 @dataclass
@@ -86,6 +111,7 @@ class Job:
 
     Args:
         states: hand in h0 and c0, and let the loss depend on the final states; without it on the output alone.
+        amp: under autocast to bfloat16.
     """
 
     module: nn.LSTM
@@ -93,6 +119,7 @@ class Job:
     inputs: Inputs
     mode: str
     states: bool
+    amp: bool = False
 
     def __post_init__(self) -> None:
         training = self.mode == "training"
@@ -111,18 +138,21 @@ class Job:
     def __call__(self) -> tuple[Tensor | PackedSequence, States]:
         """What is timed."""
         if self.mode == "inference":
-            with torch.no_grad():
+            with torch.no_grad(), autocast(self.amp, self.inputs.h0.device):
                 return self.forward(self._x, self._hx)
         self.module.zero_grad(set_to_none=True)
         for leaf in self._leaves.values():
             leaf.grad = None
-        output, (h_n, c_n) = self.forward(self._x, self._hx)
+        with autocast(self.amp, self.inputs.h0.device):
+            output, (h_n, c_n) = self.forward(self._x, self._hx)
         outputs = [output.data if isinstance(output, PackedSequence) else output]
         grads = [self.inputs.grad_output]
         if self.states:
             outputs += [h_n, c_n]
             grads += [self.inputs.grad_h_n, self.inputs.grad_c_n]
-        pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
+        pairs = [
+            (out, grad.to(out.dtype)) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad
+        ]
         torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
         return output, (h_n, c_n)
 
@@ -137,28 +167,88 @@ class Job:
         return found
 
 
-def fast_job(case: Case, inputs: Inputs, mode: str, backend: str, states: bool | None = None) -> Job:
-    """cnnlstm_fast.LSTM with the named backend, or "auto"; ``states`` as the case has it unless given."""
-    module = _with_weights(cnnlstm_fast.LSTM(**_arguments(case), backend=backend), inputs)
+def autocast(amp: bool, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if amp else nullcontext()
+
+
+@dataclass
+class ModelJob:
+    """A whole model with its input."""
+
+    module: nn.Module
+    x: Tensor
+    mode: str
+    amp: bool
+
+    def __post_init__(self) -> None:
+        self.module.train(self.mode == "training")
+
+    def __call__(self) -> Tensor:
+        """What is timed: scores, and in training the gradients of half their mean square."""
+        training = self.mode == "training"
+        with torch.set_grad_enabled(training), autocast(self.amp, self.x.device):
+            scores: Tensor = self.module(self.x)
+        if training:
+            self.module.zero_grad(set_to_none=True)
+            scores.backward(scores.detach() / scores.numel())
+        return scores
+
+    def results(self) -> dict[str, Tensor]:
+        """Runs once: the scores and in training the gradients of all parameters."""
+        found = {"scores": self().detach()}
+        if self.mode == "training":
+            for name, p in self.module.named_parameters():
+                found[f"gradient of {name}"] = torch.zeros_like(p) if p.grad is None else p.grad
+        return found
+
+
+def fast_job(
+    case: Case,
+    inputs: Inputs | ModelInputs,
+    mode: str,
+    backend: str,
+    states: bool | None = None,
+    amp: bool = False,
+) -> Job | ModelJob:
+    """cnnlstm_fast.LSTM with the named backend, or "auto", or the model with such layers; ``states`` as the case has
+    it unless given."""
+    if isinstance(inputs, ModelInputs):
+        return ModelJob(cnnlstm_fast.optimize(copy.deepcopy(inputs.module), backend), inputs.x, mode, amp)
+    module = _with_weights(cnnlstm_fast.LSTM(**arguments(case), backend=backend), inputs)
     kwargs = {} if case.lengths is None or case.packed else {"lengths": inputs.lengths}
+    if inputs.reset is not None:
+        kwargs["reset"] = inputs.reset
     states = case.states if states is None else states
-    return Job(module, lambda x, hx: module(x, hx, **kwargs), inputs, mode, states)
+    return Job(module, lambda x, hx: module(x, hx, **kwargs), inputs, mode, states, amp)
 
 
-def pytorch_job(case: Case, inputs: Inputs, mode: str, states: bool | None = None) -> Job:
-    """Plain nn.LSTM in the way its users call it: lengths mean packing before it and padding after it."""
-    module = _with_weights(nn.LSTM(**_arguments(case)), inputs)
+def pytorch_job(
+    case: Case,
+    inputs: Inputs | ModelInputs,
+    mode: str,
+    states: bool | None = None,
+    amp: bool = False,
+) -> Job | ModelJob:
+    """Plain nn.LSTM in the way its users call it: lengths mean packing before it and padding after it, and resets
+    a call for each stretch of steps without one. Or the model as it is."""
+    if isinstance(inputs, ModelInputs):
+        return ModelJob(copy.deepcopy(inputs.module), inputs.x, mode, amp)
+    module = _with_weights(nn.LSTM(**arguments(case)), inputs)
     forward: Forward
-    if inputs.lengths is None or case.packed:
+    if inputs.reset is not None:
+        forward = partial(_stretches, module, inputs.reset)
+    elif inputs.lengths is None or case.packed:
         forward = module
     elif case.empty:
         forward = partial(_packed_but_empty, module, inputs.lengths)
     else:
         forward = partial(_packed, module, inputs.lengths)
-    return Job(module, forward, inputs, mode, case.states if states is None else states)
+    return Job(module, forward, inputs, mode, case.states if states is None else states, amp)
 
 
-def oracle_job(case: Case, inputs: Inputs, mode: str, states: bool | None = None) -> Job:
+def oracle_job(
+    case: Case, inputs: Inputs | ModelInputs, mode: str, states: bool | None = None
+) -> Job | ModelJob:
     """cnnlstm_fast.reference in float64 on the same rounded inputs."""
     return fast_job(case, inputs.to(torch.float64), mode, "reference", states)
 
@@ -166,6 +256,20 @@ def oracle_job(case: Case, inputs: Inputs, mode: str, states: bool | None = None
 def runs_in_pytorch(case: Case) -> bool:
     """nn.LSTM refuses sequences of no steps."""
     return case.T > 0
+
+
+def _stretches(lstm: nn.LSTM, reset: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
+    """From one step with a reset in any sequence to the next, as recurrent policies are trained."""
+    if hx is None:
+        shape = (lstm.num_layers, x.size(1), lstm.hidden_size)
+        hx = (x.new_zeros(shape), x.new_zeros(shape))
+    starts = [0, *(t for t in reset.any(1).nonzero().squeeze(1).tolist() if t > 0), x.size(0)]
+    outputs = []
+    for start, end in pairwise(starts):
+        keep = (~reset[start]).to(x.dtype)[None, :, None]
+        output, hx = lstm(x[start:end], (hx[0] * keep, hx[1] * keep))
+        outputs.append(output)
+    return torch.cat(outputs), hx
 
 
 def _packed(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
@@ -188,17 +292,19 @@ def _packed_but_empty(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | None)
     return put_back(output, None), (put_back(h_n, h0), put_back(c_n, c0))
 
 
-def _arguments(case: Case) -> dict[str, Any]:
+def arguments(case: Case) -> dict[str, Any]:
     return {
         "input_size": case.I,
         "hidden_size": case.H,
         "num_layers": case.layers,
         "bidirectional": case.bidirectional,
         "proj_size": case.proj_size,
+        "dropout": case.dropout,
     }
 
 
 def _with_weights(module: Any, inputs: Inputs) -> Any:
-    module.to(next(iter(inputs.weights.values())).dtype)
+    weight = next(iter(inputs.weights.values()))
+    module.to(device=weight.device, dtype=weight.dtype)
     module.load_state_dict(inputs.weights)
     return module

@@ -1,35 +1,34 @@
-"""Every case on every backend that takes it; a case is timed only after the gate has passed it.
+"""Every backend on every row of a suite by pytest-benchmark: pytest bench --benchmark-only [--suite core]
 
-With --benchmark-disable each runs once, as a test of the numbers.
+With --benchmark-disable only the gate runs, as a test. Each is measured by itself; the comparison with other libraries,
+in turns, is ``python -m bench``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from bench.cases import CASES, DTYPES, MODES, Case
-from bench.gate import check, why_not
-from bench.jobs import build, fast_job
 from cnnlstm_fast.backends import BACKENDS
 
+from .cases import DTYPES, Case, calls
+from .gate import check, why_not
+from .jobs import build, fast_job
 
-def _measurements() -> Iterator[Any]:
-    for case in CASES.values():
-        for mode in MODES:
-            for dtype in case.dtypes:
-                for backend in BACKENDS:
-                    if why_not(backend, case, mode, dtype) is None:
-                        yield pytest.param(
-                            case, mode, dtype, backend, id=f"{case.name}-{mode}-{dtype}-{backend}"
-                        )
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    rows = [
+        pytest.param(*call, backend, id=f"{call.case.name}-{call.mode}-{call.dtype}-{backend}")
+        for call in calls(metafunc.config.getoption("--suite"))
+        for backend in BACKENDS
+        if not call.case.model and why_not(backend, *call) is None
+    ]
+    metafunc.parametrize(("case", "mode", "dtype", "backend"), rows)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize(("case", "mode", "dtype", "backend"), list(_measurements()))
 def test_lstm(benchmark: Any, case: Case, mode: str, dtype: str, backend: str) -> None:
     rows = check(case, mode, dtype, backend)
     benchmark.group = f"{case.name} {mode}"
@@ -40,6 +39,6 @@ def test_lstm(benchmark: Any, case: Case, mode: str, dtype: str, backend: str) -
         "backend": backend,
         "errors": {row.what: row.fast for row in rows},
     }
-    job = fast_job(case, build(case, DTYPES[dtype]), mode, backend)
+    job = fast_job(case, build(case, DTYPES[dtype]), mode, backend, amp=dtype == "amp")
     job()  # what only a first call does must not set how many rounds there will be
     benchmark(job)

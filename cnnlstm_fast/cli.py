@@ -1,8 +1,9 @@
-"""The commands: cnnlstm-fast demo | info."""
+"""The commands: cnnlstm-fast bench | demo | info."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 import sys
 from collections.abc import Sequence
@@ -15,16 +16,20 @@ from .backends import BACKENDS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="cnnlstm-fast", description="Fast LSTMs for CNN-LSTM models in PyTorch."
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="what is installed here, which parts were compiled, what was left out")
+    commands.add_parser("bench", help="measure against PyTorch and other libraries, on this machine")
     demo = commands.add_parser("demo", help="train a text reader, optimize it, prove and time it")
     from .demo import run as demo_run
 
     demo_run.add_arguments(demo)
+    if argv[:1] == ["bench"]:
+        return _bench(argv[1:])  # its arguments stand with its code, which wants more packages
     args = parser.parse_args(argv)
     if args.command == "info":
         try:
@@ -34,6 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         return 0
     return demo_run.run(args)
+
+
+def _bench(argv: Sequence[str]) -> int:
+    try:
+        command = importlib.import_module(f"{__package__}.bench.command")
+    except ModuleNotFoundError as error:
+        mend = "pip install cnnlstm-fast[bench]; in a checkout that is not installed, python -m bench"
+        print(f"The benchmark needs {error.name}: {mend}", file=sys.stderr)
+        return 1
+    return command.main(argv, prog="cnnlstm-fast bench")
 
 
 def info() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 from dataclasses import replace
 from typing import Any
 
@@ -11,23 +9,48 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from bench import paired
-from bench.cases import CASES, DTYPES, MODES, TABLE, Case
+from bench.cases import CASES, DTYPES, MODES, SUITES, TABLE, Case, calls
 from bench.gate import check, why_not
-from bench.jobs import build, fast_job, oracle_job, pytorch_job, runs_in_pytorch
+from bench.jobs import build, fast_job, oracle_job, pytorch_job
 from cnnlstm_fast.backends import BACKENDS, Backend, reference
 from cnnlstm_fast.canonical import validate
 
 SMALL = Case("small", 5, 3, 6, 4, 1, True, "test")
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
+CORE = {case.name: case for case in TABLE if "core" in case.suites} | {
+    name: CASES[name] for name in ("train-policy", "train-clicks", "policy-b8", "video-b1")
+}
+
+
+@pytest.fixture(params=CORE.values(), ids=CORE)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
 def test_names_are_unique() -> None:
     assert len(CASES) == len(TABLE)
+
+
+def test_suites() -> None:
+    assert all(calls(suite) for suite in SUITES if suite != "model")
+    assert {mode for _, mode, _ in calls("cpu")} == {"inference"}
+    assert {mode for _, mode, _ in calls("train")} == {"training"}
+    assert {dtype for *_, dtype in calls("train")} == {"f32", "bf16", "amp"}
+    assert set(calls("cpu")) | set(calls("train")) | set(calls("quick")) | set(calls("core")) <= set(
+        calls("all")
+    )
+    assert "train-speech" not in {case.name for case, *_ in calls("all")}
+    on_gpu = calls("gpu", device="cuda")
+    assert {"train-speech"} <= {case.name for case, *_ in on_gpu}
+    assert {dtype for *_, dtype in on_gpu} == {"f32", "bf16", "amp", "fp16"}
+    assert on_gpu[: len(calls("quick", device="cuda"))] == calls("quick", device="cuda")
+    assert {case.name for case, *_ in calls("all", "diarization")} == {
+        "diarization-b1",
+        "diarization-b32",
+        "train-diarization",
+    }
+    assert calls("quick", "no such row") == []
 
 
 def test_inputs_are_what_the_case_says(case: Case) -> None:
@@ -75,14 +98,20 @@ def test_a_strided_input_stays_strided_in_the_job() -> None:
 def test_spec_is_what_the_dispatcher_sees(case: Case, mode: str) -> None:
     inputs = build(case, torch.float32)
     job = fast_job(case, inputs, mode, "auto")
+    job.module.train(mode == "training")
     lengths = None if case.packed else inputs.lengths
     with torch.set_grad_enabled(mode == "training"):
-        seen = validate(job.module.call(inputs.x, None, lengths=lengths).facts)  # type: ignore[operator]
+        seen = validate(job.module.call(inputs.x, None, lengths=lengths, reset=inputs.reset).facts)  # type: ignore[operator]
     assert case.spec(mode, "f32") == seen
 
 
 def test_a_case_that_contradicts_itself_is_refused() -> None:
-    for wrong in ({"packed": True}, {"empty": 1}, {"lengths": (0.5, 1.0), "packed": True, "strided": True}):
+    for wrong in (
+        {"packed": True},
+        {"empty": 1},
+        {"lengths": (0.5, 1.0), "packed": True, "strided": True},
+        {"resets": 0.1},
+    ):
         with pytest.raises(ValueError, match="small: "):
             replace(SMALL, **wrong)
 
@@ -96,6 +125,7 @@ def test_a_case_that_contradicts_itself_is_refused() -> None:
         replace(SMALL, lengths=(0.4, 1.0), packed=True),
         replace(SMALL, lengths=(0.4, 1.0), empty=1),
         replace(SMALL, strided=True, proj_size=2),
+        replace(SMALL, bidirectional=False, layers=2, resets=0.2, T=20),
     ],
 )
 def test_pytorch_users_call_computes_the_same(case: Case, states: bool) -> None:
@@ -160,8 +190,6 @@ def test_gate_stops_a_wrong_backend(
         AssertionError, match=rf"{name} on small, {mode}, {dtype}, breaks the contract: .*{complaint}"
     ):
         check(SMALL, mode, dtype, name)
-    rows = list(paired.measure(SMALL, mode, dtype, [name], seconds=0.0))
-    assert [row["status"] for row in rows] == ["failed"]
 
 
 def test_gate_stops_when_oracle_and_pytorch_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +197,7 @@ def test_gate_stops_when_oracle_and_pytorch_disagree(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         "bench.gate.oracle_job", lambda case, inputs, *rest: pytorch_job(case, _other(case), *rest)
     )
-    with pytest.raises(
-        AssertionError, match="the oracle and PyTorch disagree on disagreeing, inference, f32"
-    ):
+    with pytest.raises(AssertionError, match="disagreeing, inference, f32: the oracle and PyTorch disagree"):
         check(case, "inference", "f32", "aten")
 
 
@@ -180,36 +206,7 @@ def _other(case: Case) -> Any:
 
 
 def test_the_oracle_is_timed_only_where_it_is_the_last_resort() -> None:
-    for case in CASES.values():
+    for case in CORE.values():
         able = [b for b in BACKENDS if why_not(b, case, "inference", "f32") is None]
         assert able, case.name
         assert able == ["reference"] or "reference" not in able
-
-
-def test_paired_measures_and_writes_down_where_and_what(
-    tmp_path: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "made" / "paired.json"
-    names = ["policy-step", "no-steps"]
-    arguments = ["--case", *names, "--mode", "inference", "--dtype", "f32", "--backends", "auto,aten"]
-    assert paired.main([*arguments, "--seconds", "0.01", "--json", str(file)]) == 0
-    printed = capsys.readouterr().out
-    report = json.loads(file.read_text())
-    assert {"hardware", "versions", "commit", "rows"} <= report.keys()
-    assert report["hardware"]["cpu"] and report["versions"]["torch"] == torch.__version__
-    found = {(row["case"]["name"], row["backend"]): row for row in report["rows"]}
-    assert found["policy-step", "auto"]["ratio"] > 0.0
-    low, high = found["policy-step", "aten"]["interval"]
-    assert low <= found["policy-step", "aten"]["ratio"] <= high
-    assert found["no-steps", "auto"]["ratio"] is None and not runs_in_pytorch(CASES["no-steps"])
-    assert found["no-steps", "aten"]["status"] == "skipped"
-    assert "PyTorch's LSTM refuses sequences of no steps" in printed
-
-
-def test_interval_of_a_median() -> None:
-    assert paired.median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
-    # the table of the sign test: of 20 values the 6th and the 15th, of 100 the 40th and the 61st
-    assert paired.median_interval(range(1, 21)) == (6, 15)
-    assert paired.median_interval(range(1, 101)) == (40, 61)
-    low, high = paired.median_interval([random.random() for _ in range(5000)])
-    assert 0.45 < low < high < 0.55

@@ -14,6 +14,7 @@
 #include "cpu/ceilings.h"
 #include "cpu/isa.h"
 #ifdef CNNLSTM_CUDA
+#include "cuda/ceilings.h"
 #include "cuda/facts.h"
 #endif
 #ifdef __linux__
@@ -127,11 +128,15 @@ std::vector<py::dict> cuda_devices() {
   return facts;
 }
 
-double cuda_copy_bandwidth(std::size_t bytes, int repeats) {
-  std::array<char, 512> message{};
-  const double rate = cnnlstm_cuda_copy_bandwidth(bytes, repeats, message.data(), message.size());
-  if (rate < 0) throw std::runtime_error(message.data());
-  return rate;
+// A function of cuda/ceilings.h, whose error becomes an exception.
+template <typename... Arguments>
+auto ceiling(auto* measure) {
+  return [measure](Arguments... arguments) {
+    std::array<char, 512> message{};
+    const double found = measure(arguments..., message.data(), message.size());
+    if (found < 0) throw std::runtime_error(message.data());
+    return found;
+  };
 }
 #endif
 
@@ -149,7 +154,17 @@ PYBIND11_MODULE(_C, m) {
         "GFLOP/s of one core in f32, with the widest vectors of the machine.");
 #ifdef CNNLSTM_CUDA
   m.def("cuda_devices", &cuda_devices, "One dict a GPU; an empty list without a driver or a GPU.");
-  m.def("cuda_copy_bandwidth", &cuda_copy_bandwidth, py::arg("bytes") = std::size_t{1} << 28,
-        py::arg("repeats") = 20, release, "GB/s, read plus written, of a copy kernel on the current GPU.");
+  m.def("cuda_copy_bandwidth", ceiling<std::size_t, int>(&cnnlstm_cuda_copy_bandwidth),
+        py::arg("bytes") = std::size_t{1} << 28, py::arg("repeats") = 20, release,
+        "GB/s, read plus written, of a copy kernel on the current GPU.");
+  m.def("cuda_l2_latency", ceiling<std::size_t, int>(&cnnlstm_cuda_l2_latency),
+        py::arg("bytes") = std::size_t{1} << 21, py::arg("hops") = 1 << 16, release,
+        "Nanoseconds of a load out of L2: one thread follows pointers through a buffer that fits into it.");
+  m.def("cuda_block_barrier", ceiling<int>(&cnnlstm_cuda_block_barrier), py::arg("rounds") = 100000, release,
+        "Nanoseconds of a barrier among the 256 threads of a block.");
+  m.def("cuda_cluster_barrier", ceiling<int>(&cnnlstm_cuda_cluster_barrier), py::arg("rounds") = 20000,
+        release, "Nanoseconds of a barrier among the 8 blocks of a cluster.");
+  m.def("cuda_grid_barrier", ceiling<int>(&cnnlstm_cuda_grid_barrier), py::arg("rounds") = 20000, release,
+        "Nanoseconds of a barrier, through global memory, among one block for each multiprocessor.");
 #endif
 }

@@ -23,10 +23,6 @@ typedef struct {
 // an error. On another error returns -1 and fills `message`.
 int cnnlstm_cuda_devices(CnnlstmCudaDevice* devices, int capacity, char* message, size_t message_size);
 
-// GB/s (read plus written) of a vectorised copy kernel on the current device: `bytes` copied `repeats` times,
-// after one untimed copy. Returns -1 and fills `message` on an error.
-double cnnlstm_cuda_copy_bandwidth(size_t bytes, int repeats, char* message, size_t message_size);
-
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,178 @@
+"""The benchmark as a command: what to measure, the progress, and what becomes of the results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import compare, environment, table
+from .candidates import candidate
+from .cases import SUITES, Call, calls
+from .ceilings import measure as measure_ceilings
+from .peers import PEERS
+from .record import OURS, PYTORCH, Record, load, save
+from .report import page
+from .runner import Plan, Runner
+
+SECONDS = {"quick": 0.5}  # for each candidate on each call; one second in the other suites
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
+    """Parses the arguments and runs; returns the exit status."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    suites = "; ".join(f"{name}: {what}" for name, what in SUITES.items())
+    parser.add_argument("--suite", choices=SUITES, default="quick", help=f"{suites} (%(default)s)")
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only rows whose name contains it")
+    parser.add_argument(
+        "--peers",
+        metavar="NAMES",
+        help=f"comma-separated, of {', '.join(PEERS)}, {OURS}:BACKEND; by default all peers that are quick to set up "
+        f"in `quick`, all elsewhere; {PYTORCH} is always there",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda in the suite gpu, else cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
+    parser.add_argument("--seconds", type=float, help="for each candidate on each call")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="for all: leaves out the rows for which there is no time",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="fail where it became slower")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page, DIR/index.html")
+    parser.add_argument("--list", action="store_true", help="only name the rows")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0; 1 where a row failed or became slower; 2 for misuse; 130 after Ctrl-C."""
+    try:
+        device = args.device or ("cuda" if args.suite == "gpu" else "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device: cuda is not available to this PyTorch; measure a CPU suite instead.")
+        if args.threads < 1:
+            raise ValueError(f"--threads: expected 1 or more, got {args.threads}.")
+        if args.seconds is not None and args.seconds <= 0:
+            raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}.")
+        chosen = calls(args.suite, args.filter, device)
+        if not chosen:
+            raise ValueError(
+                f"--filter: no row of the suite {args.suite} contains {args.filter!r}; see --list."
+            )
+        names = _candidates(args.peers, quick=args.suite == "quick")
+        old = None if args.compare is None else load(args.compare)
+        _check_writable(args.json, args.report)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.list:
+        for case, mode, dtype in chosen:
+            print(f"{case.name} {mode} {dtype}: {case.use}")
+        return 0
+    torch.set_num_threads(args.threads)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
+    plan = Plan(names, device, args.seconds or SECONDS.get(args.suite, 1.0), args.threads)
+    record = Record(
+        args.suite,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        environment.hardware(),
+        environment.versions(),
+        environment.commit(),
+    )
+    interrupted = not _measure(console, record, plan, chosen, args.budget)
+    table.show(console, record)
+    if args.json is not None:
+        save(record, args.json)
+        console.print(f"results: {args.json}", markup=False)
+    if args.report is not None:
+        console.print(f"page: {page.write(record, args.report)}", markup=False)
+    slower = old is not None and _compare(console, record, old)
+    return 130 if interrupted else int(bool(record.failed) or slower)
+
+
+def _measure(console: Console, record: Record, plan: Plan, chosen: list[Call], budget: float | None) -> bool:
+    """Fills the record; False if it was interrupted, with what was measured by then."""
+    start = time.monotonic()
+    columns = (
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("the machine's ceilings", total=len(chosen))
+            ceilings = measure_ceilings(plan.device)
+            record.ceilings = ceilings.as_dict()
+            with Runner(plan, ceilings) as runner:
+                record.missing = runner.missing
+                for number, call in enumerate(chosen):
+                    spent = time.monotonic() - start
+                    if budget is not None and spent * (number + 1) > budget * max(number, 1):
+                        names = ", ".join(" ".join((c.case.name, c.mode, c.dtype)) for c in chosen[number:])
+                        record.notes.append(f"dropped for lack of time: {names}")
+                        break
+                    progress.update(task, description=f"{call.case.name} {call.mode} {call.dtype}")
+                    row = runner.measure(call)
+                    record.rows.append(row)
+                    progress.console.print(table.line(row))
+                    progress.advance(task)
+    except KeyboardInterrupt:
+        record.notes.append(f"interrupted after {len(record.rows)} of {len(chosen)} rows")
+        return False
+    return True
+
+
+def _compare(console: Console, record: Record, old: Record) -> bool:
+    """Says what changed; True where something became slower."""
+    try:
+        changes = compare.changes(record, old)
+    except ValueError as error:
+        console.print(f"[red]{error}[/]")
+        return True
+    slower = [change for change in changes if change.regressed]
+    faster = [change for change in changes if change.improved]
+    console.print(
+        f"compared with {old.datetime} ({(old.commit.get('id') or 'no commit')[:10]}): {len(slower)} of "
+        f"{len(changes)} rows became slower, {len(faster)} faster"
+    )
+    for change in slower:
+        console.print(
+            f"[red]  {change.name}: {change.factor:.2f} of its speed ({change.old.value:.2f}x PyTorch, now "
+            f"{change.new.value:.2f}x)[/]"
+        )
+    return bool(slower)
+
+
+def _candidates(peers: str | None, quick: bool) -> list[str]:
+    if peers is None:
+        wanted = [name for name, peer in PEERS.items() if not (quick and peer.slow_setup)]
+    else:
+        wanted = [name.strip() for name in peers.split(",") if name.strip()]
+    for name in wanted:
+        candidate(name)
+    return list(dict.fromkeys([OURS, PYTORCH, *wanted]))
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Asked before the measurement and not after it."""
+    for path in paths:
+        if path is not None:
+            folder = next(p for p in (path.parent, *path.parent.parents) if p.exists())
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise ValueError(f"{path}: {folder} is no folder that can be written to.")

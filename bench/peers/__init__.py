@@ -1,0 +1,24 @@
+"""The other ways to run an LSTM that the benchmark measures beside this package.
+
+To add one: a file in this folder that makes a ``Peer``, and its line in ``PEERS``.
+"""
+
+from __future__ import annotations
+
+from . import onnxruntime, openvino, pytorch, torch_ao, torch_compile, torchrl
+from .base import Peer
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        pytorch.EAGER,
+        pytorch.TF32,
+        torch_compile.PEER,
+        onnxruntime.FLOAT,
+        onnxruntime.INT8,
+        openvino.PEER,
+        torch_ao.PEER,
+        torchrl.FLOAT,
+        torchrl.TF32,
+    )
+}

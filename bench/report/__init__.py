@@ -1,0 +1,1 @@
+"""The benchmark's report: one page of HTML with its tables and plots."""

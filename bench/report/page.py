@@ -1,0 +1,175 @@
+"""The page of a run: cards, losses, tables that sort and filter, plots, and what was measured on what."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from matplotlib.ticker import EngFormatter
+
+from ..cases import SUITES
+from ..record import OURS, PYTORCH, Measurement, Record, Row, geometric_mean
+from . import plots
+
+UNKNOWN = "–"
+UNITS = {"gemm_": "FLOP/s", "read_": "B/s", "copy": "B/s", "_bytes": "B", "_latency": "s", "_barrier": "s"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The calls of one mode and dtype; geometric means of the speed-up, NaN where none was compared."""
+
+    name: str
+    calls: int
+    pytorch: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a candidate got wrong in the same way on these calls."""
+
+    candidate: str
+    status: str
+    reason: str
+    calls: list[str]
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Writes ``index.html``, which needs nothing beside it: renamed when complete, there is never half a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "index.html"
+    unfinished = folder / ".index.html.unfinished"
+    try:
+        unfinished.write_text(render(record), encoding="utf-8")
+        os.replace(unfinished, page)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return page
+
+
+def render(record: Record) -> str:
+    """The page as HTML with everything inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    shares = [row.share for row in record.rows if row.share]
+    return environment.get_template("page.html.j2").render(
+        record=record,
+        facts=_facts(record),
+        failures=_failures(record),
+        groups=_groups(record.rows),
+        losses=record.losses(),
+        compared=sum(plots.usable(row.vs_best) is not None for row in record.rows),
+        worst_share=min(shares, default=None),
+        mean_share=geometric_mean(shares),
+        sections=plots.sections(record),
+        pytorch=_pytorch,
+        allowance=_allowance,
+        known=_known,
+        ms=_ms,
+        mb=_mb,
+        figures=_figures,
+        percent=_percent,
+        times=_times,
+        sci=_sci,
+        ceilings={name: _ceiling(name, value) for name, value in record.ceilings.items() if value},
+        colors={"fast": plots.FAST},
+    )
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """The hardware, the versions and the commit that the times belong to."""
+    hardware, versions, commit = record.hardware, record.versions, record.commit
+    gpus = ", ".join(gpu["name"] for gpu in hardware.get("gpus") or [])
+    told = {"torch", "cnnlstm_fast", "pytest_benchmark"}
+    others = [f"{k} {v}" for k, v in versions.items() if isinstance(v, str) and k not in told]
+    switches = [f"{name}={value}" for name, value in (versions.get("switches") or {}).items()]
+    found = {
+        "Suite": ": ".join(filter(None, (record.suite, SUITES.get(record.suite)))),
+        "Date": record.datetime.replace("T", " "),
+        "GPU": gpus,
+        "CPU": f"{hardware.get('cpu') or UNKNOWN}, cores: {hardware.get('cores') or UNKNOWN}, "
+        f"threads used: {hardware.get('threads') or UNKNOWN}",
+        "PyTorch": versions.get("torch") or UNKNOWN,
+        "cnnlstm_fast": versions.get("cnnlstm_fast") or UNKNOWN,
+        "Commit": f"{commit.get('id') or UNKNOWN}{' (dirty)' if commit.get('dirty') else ''}",
+        "Other versions": ", ".join(others),
+        "Switches set": ", ".join(switches),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _failures(record: Record) -> list[Failure]:
+    """Ours first; a peer that fails on every call in the same way is one entry."""
+    calls: dict[tuple[str, str, str], list[str]] = {}
+    for row, m in sorted(record.failed, key=lambda found: found[1].candidate != OURS):
+        calls.setdefault((m.candidate, m.status, m.reason), []).append(row.name)
+    return [Failure(*what, names) for what, names in calls.items()]
+
+
+def _groups(rows: Iterable[Row]) -> list[Group]:
+    found = []
+    for name, members in plots.by_mode_and_dtype(rows).items():
+        pytorch = [ratio.value for row in members if (ratio := plots.usable(row.vs_pytorch))]
+        best = [ratio.value for row in members if (ratio := plots.usable(row.vs_best))]
+        if best or pytorch:
+            found.append(
+                Group(name, max(len(pytorch), len(best)), geometric_mean(pytorch), geometric_mean(best))
+            )
+    return found
+
+
+def _pytorch(row: Row) -> Measurement:
+    return row.candidates.get(PYTORCH) or Measurement(PYTORCH, "missing")
+
+
+def _allowance(m: Measurement) -> float | None:
+    """Of what the contract allows, the part that the error takes up."""
+    return m.error / m.limit if m.error is not None and m.limit else None
+
+
+def _known(x: float | None) -> bool:
+    return x is not None and math.isfinite(x)
+
+
+def _figures(x: float | None) -> str:
+    """Three significant digits without an exponent."""
+    if x is None or not math.isfinite(x):
+        return UNKNOWN
+    decimals = 2 if x == 0 else min(max(0, 2 - math.floor(math.log10(abs(x)))), 6)
+    return f"{x:.{decimals}f}"
+
+
+def _ms(seconds: float | None) -> str:
+    return _figures(None if seconds is None else 1e3 * seconds)
+
+
+def _mb(count: float | None) -> str:
+    return _figures(None if count is None else count / 1e6)
+
+
+def _percent(share: float | None) -> str:
+    return UNKNOWN if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def _times(ratio: float | None) -> str:
+    return UNKNOWN if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f}"
+
+
+def _sci(x: float | None) -> str:
+    return UNKNOWN if x is None or not math.isfinite(x) else f"{x:.1e}"
+
+
+def _ceiling(name: str, value: float) -> str:
+    """With the unit that ``ceilings.Ceilings`` gives to the name: 1.5e12 of gemm_f32 is 1.50 TFLOP/s."""
+    unit = next((unit for part, unit in UNITS.items() if part in name), None)
+    return f"{value:g}" if unit is None else EngFormatter(unit, places=2)(value)

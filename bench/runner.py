@@ -1,0 +1,192 @@
+"""Measures calls: every candidate in a process of its own, in turns within every round, after the gate."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .candidates import candidate
+from .cases import DTYPES, Call
+from .ceilings import Ceilings
+from .floor import floor
+from .gate import complaint, eager_errors, judge
+from .jobs import build, oracle_job
+from .process import WorkerFailed, WorkerProcess
+from .record import OURS, PYTORCH, Measurement, Row
+
+LEAST_ROUNDS, MOST_ROUNDS = 7, 60
+TURN = 0.03  # seconds: long beside a warm-up, short beside a drift of the machine
+SETUP_LIMIT = 180.0  # seconds for set-up, first calls and results
+
+
+class Worker(Protocol):
+    def request(self, seconds: float, /, **request: Any) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure."""
+
+    candidates: Sequence[str] = (OURS, PYTORCH)
+    device: str = "cpu"
+    seconds: float = 1.0  # for each candidate on each call
+    threads: int = 1
+
+
+class Runner:
+    """Holds the workers of a run; a context manager, which ends them.
+
+    Args:
+        launch: makes the worker of a candidate.
+    """
+
+    def __init__(
+        self, plan: Plan, ceilings: Ceilings | None, launch: Callable[[str], Worker] | None = None
+    ) -> None:
+        self.plan, self.ceilings = plan, ceilings
+        self._folder = tempfile.TemporaryDirectory(prefix="cnnlstm-bench-")
+        self._launch = launch or self._process
+        self._workers: dict[str, Worker] = {}
+        self.missing: dict[str, str] = {}
+        """Peers that are not installed, and how pip brings them."""
+        for name in plan.candidates:
+            absent = candidate(name).missing()
+            if absent:
+                self.missing[name] = f"no module {', '.join(absent)}: pip install {candidate(name).pip}"
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._folder.cleanup()
+
+    def measure(self, call: Call) -> Row:
+        """Sets all candidates up, lets the gate judge them, and times in turns those that passed."""
+        found: dict[str, Measurement] = {}
+        results: dict[str, Path] = {}
+        slowest = 0.0
+        for name in self.plan.candidates:
+            peer = candidate(name)
+            measurement = Measurement(name, "measured", precision=peer.precision or call.dtype)
+            reason = peer.supports(*call, self.plan.device)
+            if name in self.missing:
+                found[name] = replace(measurement, status="missing", reason=self.missing[name])
+            elif reason is not None:
+                found[name] = replace(measurement, status="unsupported", reason=reason)
+            else:
+                path = Path(self._folder.name) / f"{len(results)}.pt"
+                try:
+                    prepared = self._prepare(name, call, path)
+                except WorkerFailed as error:
+                    found[name] = replace(measurement, status="error", reason=str(error))
+                    continue
+                slowest = max(slowest, prepared.pop("call_s"))
+                found[name] = replace(measurement, **prepared)
+                results[name] = path
+        found |= self._gated(call, {name: found[name] for name in results}, results)
+        timed = [name for name, m in found.items() if m.status == "measured"]
+        times = self._rounds(timed, slowest)
+        for name, rounds in times.items():
+            if isinstance(rounds, str):
+                found[name] = replace(found[name], status="error", reason=rounds)
+            else:
+                found[name] = _with_times(found[name], rounds)
+        limit = None if self.ceilings is None else floor(*call, self.ceilings, self.plan.device)
+        return Row(*call, found, limit)
+
+    def _process(self, name: str) -> Worker:
+        return WorkerProcess(name, self.plan.threads, Path(self._folder.name) / f"{name}.log")
+
+    def _worker(self, name: str) -> Worker:
+        if name not in self._workers:
+            self._workers[name] = self._launch(name)
+        return self._workers[name]
+
+    def _prepare(self, name: str, call: Call, path: Path) -> dict[str, Any]:
+        return self._worker(name).request(
+            SETUP_LIMIT,
+            do="prepare",
+            case=asdict(call.case),
+            mode=call.mode,
+            dtype=call.dtype,
+            device=self.plan.device,
+            results=str(path),
+        )
+
+    def _gated(
+        self, call: Call, prepared: Mapping[str, Measurement], results: Mapping[str, Path]
+    ) -> dict[str, Measurement]:
+        """Each with its worst error; "failed" where one is too large."""
+        exact = self._exact(call)
+        loaded = {name: torch.load(path, map_location="cpu") for name, path in results.items()}
+        try:
+            eager = (
+                eager_errors(loaded[PYTORCH], exact, call.dtype, bool(call.case.model))
+                if PYTORCH in loaded
+                else {}
+            )
+        except AssertionError as error:
+            return {name: replace(m, status="failed", reason=str(error)) for name, m in prepared.items()}
+        gated = {}
+        for name, measurement in prepared.items():
+            try:
+                rows = judge(loaded[name], exact, eager, call.dtype, measurement.precision)
+            except AssertionError as error:
+                gated[name] = replace(measurement, status="failed", reason=str(error))
+                continue
+            worst = max(rows, key=lambda row: row.fast / row.limit)
+            gated[name] = replace(measurement, error=worst.fast, limit=worst.limit)
+            wrong = complaint(rows)
+            if wrong:
+                gated[name] = replace(gated[name], status="failed", reason=wrong)
+        return gated
+
+    def _exact(self, call: Call) -> dict[str, Tensor]:
+        case = replace(call.case, dropout=0.0)
+        inputs = build(case, DTYPES[call.dtype], self.plan.device)
+        found = oracle_job(case, inputs, call.mode).results()
+        return {what: result.cpu() for what, result in found.items()}
+
+    def _rounds(self, names: Sequence[str], slowest: float) -> dict[str, list[list[float]] | str]:
+        """The times of all calls, round by round, or the sentence with which a candidate ended."""
+        times: dict[str, list[list[float]] | str] = {name: [] for name in names}
+        order = list(names)
+        count = round(self.plan.seconds / max(TURN, slowest))
+        shuffle = random.Random(0).shuffle
+        for _ in range(max(LEAST_ROUNDS, min(MOST_ROUNDS, count))):
+            shuffle(order)  # who runs after whom must not matter
+            for name in order:
+                rounds = times[name]
+                if isinstance(rounds, str):
+                    continue
+                try:
+                    taken = self._worker(name).request(SETUP_LIMIT, do="turn", seconds=TURN)["times"]
+                except WorkerFailed as error:
+                    times[name] = str(error)
+                else:
+                    rounds.append(taken)
+        return times
+
+
+def _with_times(measurement: Measurement, rounds: list[list[float]]) -> Measurement:
+    every = np.concatenate([np.asarray(taken) for taken in rounds])
+    return replace(
+        measurement,
+        rounds=[statistics.median(taken) for taken in rounds],
+        calls=len(every),
+        min_s=float(every.min()),
+        median_s=float(np.median(every)),
+        p80_s=float(np.quantile(every, 0.8)),
+    )

@@ -1,0 +1,146 @@
+"""What a run says on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .record import PYTORCH, Measurement, Ratio, Record, Row, geometric_mean
+
+
+def duration(seconds: float | None) -> str:
+    """Three digits with a unit."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:#.3g} {unit}"
+    return f"{seconds * 1e6:#.3g} us"
+
+
+def ratio(found: Ratio | None) -> str:
+    if found is None:
+        return "-"
+    color = "red" if found.loss else "green" if found.low > 1.0 else "default"
+    return f"[{color}]{found.value:.2f}x[/] [dim]{found.low:.2f}-{found.high:.2f}[/]"
+
+
+def line(row: Row) -> str:
+    """One row in a line, as it is said while the run goes on."""
+    ours = row.ours
+    if ours.status != "measured":
+        color = "red" if ours.status in ("failed", "error") else "yellow"
+        return f"[{color}]{escape(row.name)}: {ours.status}: {escape(ours.reason)}[/]"
+    best = f", best peer {row.best_peer} {ratio(row.vs_best)}" if row.best_peer else ""
+    failed = [m for m in row.candidates.values() if m is not ours and m.status in ("failed", "error")]
+    also = "".join(f"\n  [red]{m.candidate}: {m.status}: {escape(m.reason)}[/]" for m in failed)
+    return f"{row.name}: {duration(ours.median_s)}, PyTorch {ratio(row.vs_pytorch)}{best}{also}"
+
+
+def show(console: Console, record: Record) -> None:
+    """The table, the means, the losses and what failed or was missing."""
+    console.print(_rows(record))
+    console.print(_setup(record))
+    for text in summary(record):
+        console.print(text)
+
+
+def summary(record: Record) -> Iterator[str]:
+    """The lines below the tables."""
+    for mode, dtype in dict.fromkeys((row.mode, row.dtype) for row in record.rows):
+        rows = [row for row in record.rows if (row.mode, row.dtype) == (mode, dtype)]
+        means = []
+        for name, ratios in (
+            ("PyTorch", [row.vs_pytorch for row in rows]),
+            ("the best peer", [row.vs_best for row in rows]),
+        ):
+            values = [r.value for r in ratios if r is not None]
+            if values:
+                means.append(f"{geometric_mean(values):.2f}x {name} ({len(values)} rows)")
+        if means:
+            yield f"{mode} {dtype}: geometric mean {', '.join(means)}"
+    shares = {row.name: row.share for row in record.rows if row.share is not None}
+    if shares:
+        worst = min(shares, key=shares.__getitem__)
+        mean = geometric_mean(list(shares.values()))
+        yield f"share of the machine's limit: geometric mean {mean:.0%}, worst {shares[worst]:.0%} in {worst}"
+    losses = record.losses()
+    yield f"losses against the best peer: {len(losses)} of {sum(row.vs_best is not None for row in record.rows)} rows"
+    for row in losses:
+        yield f"  {row.name}: {ratio(row.vs_best)} {row.best_peer}"
+    only_pytorch = [row for row in record.losses(PYTORCH) if row not in losses]
+    for row in only_pytorch:
+        yield f"  {row.name}: {ratio(row.vs_pytorch)} PyTorch"
+    for name, reason in record.missing.items():
+        yield f"[yellow]missing peer {name}: {escape(reason)}[/]"
+    for note in record.notes:
+        yield f"[yellow]{escape(note)}[/]"
+    for row, m in record.failed:
+        yield f"[bold red]{m.status.upper()} {escape(row.name)}, {m.candidate}: {escape(m.reason)}[/]"
+
+
+def _rows(record: Record) -> Table:
+    table = _table("Times of one call", "call")
+    for name in (
+        "ours: min",
+        "median",
+        "80 %",
+        "PyTorch",
+        "best peer",
+        "",
+        "x PyTorch",
+        "x best",
+        "limit",
+        "memory",
+    ):
+        table.add_column(name, justify="left" if name in ("best peer",) else "right", no_wrap=True)
+    for row in record.rows:
+        ours, pytorch = row.ours, row.candidates.get(PYTORCH)
+        if ours.status != "measured":
+            table.add_row(row.name, f"[red]{ours.status}[/]", *["-"] * 9)
+            continue
+        best = row.measured.get(row.best_peer or "")
+        table.add_row(
+            row.name,
+            *map(duration, (ours.min_s, ours.median_s, ours.p80_s)),
+            _time(pytorch),
+            *(("-", "-") if best is None else (best.candidate, duration(best.median_s))),
+            ratio(row.vs_pytorch),
+            ratio(row.vs_best),
+            "-" if row.share is None else f"{row.share:.0%}",
+            _memory(ours),
+        )
+    return table
+
+
+def _setup(record: Record) -> Table:
+    """Set-up and first call, apart from the times of a call: of each candidate the row in which they cost most."""
+    table = _table("Set-up and first call, where they cost most", "candidate")
+    for name in ("set-up", "first call", "a call", "call"):
+        table.add_column(name, justify="left" if name == "call" else "right")
+    names = dict.fromkeys(name for row in record.rows for name in row.measured)
+    for name in names:
+        rows = [(row, row.measured[name]) for row in record.rows if name in row.measured]
+        row, m = max(rows, key=lambda pair: (pair[1].setup_s or 0.0) + (pair[1].first_call_s or 0.0))
+        table.add_row(name, *map(duration, (m.setup_s, m.first_call_s, m.median_s)), row.name)
+    return table
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column(first, overflow="fold")
+    return table
+
+
+def _time(m: Measurement | None) -> str:
+    if m is None or m.status in ("unsupported", "missing"):
+        return "-"
+    return duration(m.median_s) if m.status == "measured" else f"[red]{m.status}[/]"
+
+
+def _memory(m: Measurement) -> str:
+    return "-" if m.peak_bytes is None else f"{m.peak_bytes / 1e6:.1f} MB"
