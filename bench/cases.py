@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -218,19 +218,39 @@ class Call(NamedTuple):
 
 
 def calls(suite: str, contains: str = "", device: str = "cpu") -> list[Call]:
-    """The rows of a suite whose name contains a text, the most telling first.
+    """The rows of a suite whose name contains a text, the most telling first."""
+    cases = sorted(TABLE, key=lambda case: "quick" not in case.suites)
+    found = [call for call in calls_of(cases, device) if _in_suite(call.case, call.mode, suite)]
+    return [call for call in found if contains in f"{call.case.name} {call.mode} {call.dtype}"]
 
-    A GPU's rows have float16, too; what is for GPUs alone is left out elsewhere.
-    """
-    found = []
-    for case in sorted(TABLE, key=lambda case: "quick" not in case.suites):
+
+def calls_of(cases: Iterable[Case], device: str = "cpu") -> Iterator[Call]:
+    """All calls of the cases. A GPU's have float16, too; what is for GPUs alone is left out elsewhere."""
+    for case in cases:
         if case.gpu_only and device == "cpu":
             continue
         dtypes = (*case.dtypes, "fp16") if device == "cuda" and "amp" not in case.dtypes else case.dtypes
         for mode, dtype in itertools.product(case.modes, dtypes):
-            if _in_suite(case, mode, suite) and contains in f"{case.name} {mode} {dtype}":
-                found.append(Call(case, mode, dtype))
-    return found
+            yield Call(case, mode, dtype)
+
+
+def of_shape(text: str) -> Case:
+    """The case of a caller's own shape, "T,B,I,H[,layers[,directions]]".
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    numbers = text.split(",")
+    if not 4 <= len(numbers) <= 6 or not all(n.strip().isdecimal() and int(n) > 0 for n in numbers):
+        raise ValueError(
+            f"--shape: expected T,B,I,H[,layers[,directions]], such as 26,1,512,256,2,2, got {text!r}."
+        )
+    T, B, I, H, layers, directions = (*map(int, numbers), 1, 1)[:6]
+    if directions > 2:
+        raise ValueError(f"--shape: expected 1 or 2 directions, got {directions}.")
+    return Case(
+        f"shape-{text.replace(',', '-')}", T, B, I, H, layers, directions == 2, "a shape of the caller's"
+    )
 
 
 def _in_suite(case: Case, mode: str, suite: str) -> bool:

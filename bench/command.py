@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import compare, environment, table
 from .candidates import candidate
-from .cases import SUITES, Call, calls
+from .cases import SUITES, Call, calls, calls_of, of_shape
 from .ceilings import measure as measure_ceilings
 from .peers import PEERS
 from .record import OURS, PYTORCH, Record, load, save
@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suites = "; ".join(f"{name}: {what}" for name, what in SUITES.items())
     parser.add_argument("--suite", choices=SUITES, default="quick", help=f"{suites} (%(default)s)")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only rows whose name contains it")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        metavar="T,B,I,H[,L[,D]]",
+        help="instead of a suite: a shape of your own, with L layers and D directions; may be repeated",
+    )
     parser.add_argument(
         "--peers",
         metavar="NAMES",
@@ -68,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--threads: expected 1 or more, got {args.threads}.")
         if args.seconds is not None and args.seconds <= 0:
             raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}.")
-        chosen = calls(args.suite, args.filter, device)
+        if args.shape:
+            chosen = list(calls_of(map(of_shape, args.shape), device))
+        else:
+            chosen = calls(args.suite, args.filter, device)
         if not chosen:
             raise ValueError(
                 f"--filter: no row of the suite {args.suite} contains {args.filter!r}; see --list."
@@ -87,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
     plan = Plan(names, device, args.seconds or SECONDS.get(args.suite, 1.0), args.threads)
     record = Record(
-        args.suite,
+        "shapes" if args.shape else args.suite,
         datetime.now(UTC).isoformat(timespec="seconds"),
         environment.hardware(),
         environment.versions(),

@@ -56,9 +56,16 @@ def _section(path: str, record: Record) -> str:
         if any(cell.strip("- ") for cell in found):
             lines.append(f"| {title} | " + " | ".join(found) + " |")
     lines.append("| **geometric mean** | " + " | ".join(f"**{_mean(record, c)}**" for c in columns) + " |")
-    losses = record.losses(PYTORCH)
-    named = "; ".join(f"{row.name} {row.vs_pytorch.value:.2f}" for row in losses if row.vs_pytorch)
-    return "\n".join([head, "", *lines, "", f"Slower than PyTorch beyond noise: {named or 'none'}."])
+    slower = [_losses("PyTorch", record, PYTORCH), _losses("the fastest library beside us", record, None)]
+    return "\n".join([head, "", *lines, "", *slower])
+
+
+def _losses(name: str, record: Record, peer: str | None) -> str:
+    rows = record.losses(peer)
+    named = ", ".join(row.name for row in rows)
+    return (
+        f"Slower than {name} beyond noise: {len(rows)} of {len(record.rows)} rows{': ' * bool(rows)}{named}."
+    )
 
 
 def _title(row: Row) -> str:

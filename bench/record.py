@@ -85,15 +85,13 @@ class Row:
         """The floor / our median time: 1 is the machine's limit."""
         return self.floor_s / self.ours.median_s if self.floor_s and self.ours.median_s else None
 
-    @property
+    @cached_property
     def best_peer(self) -> str | None:
-        """The fastest of those that compute in the row's own precision."""
-        peers = {
-            name: m.median_s
-            for name, m in self.measured.items()
-            if name != OURS and m.precision == self.dtype and m.median_s is not None
-        }
-        return min(peers, key=peers.__getitem__) if peers else None
+        """The fastest of those that compute in the row's own precision, by the pairs with ours."""
+        peers = [name for name, m in self.measured.items() if name != OURS and m.precision == self.dtype]
+        if OURS not in self.measured or not peers:
+            return None
+        return min(peers, key=lambda name: np.median(_ratios(self.measured[name].rounds, self.ours.rounds)))
 
     @cached_property
     def vs_pytorch(self) -> Ratio | None:
@@ -137,10 +135,9 @@ class Record:
 
 def paired_ratio(other: Sequence[float], ours: Sequence[float]) -> Ratio:
     """Median of other / ours over the rounds; the interval by bootstrap (2,000 draws of the rounds, fixed seed)."""
-    n = min(len(other), len(ours))
-    ratios = np.asarray(other[:n]) / np.asarray(ours[:n])
+    ratios = _ratios(other, ours)
     value = float(np.median(ratios))
-    if n < 2 or np.ptp(ratios) == 0.0:
+    if len(ratios) < 2 or np.ptp(ratios) == 0.0:
         return Ratio(value, value, value)
     found = stats.bootstrap(
         (ratios,),
@@ -151,6 +148,12 @@ def paired_ratio(other: Sequence[float], ours: Sequence[float]) -> Ratio:
         vectorized=True,
     ).confidence_interval
     return Ratio(value, float(found.low), float(found.high))
+
+
+def _ratios(other: Sequence[float], ours: Sequence[float]) -> np.ndarray:
+    """A candidate that ended early has fewer rounds."""
+    n = min(len(other), len(ours))
+    return np.asarray(other[:n]) / np.asarray(ours[:n])
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from bench.cases import CASES, DTYPES, MODES, SUITES, TABLE, Case, calls
+from bench.cases import CASES, DTYPES, MODES, SUITES, TABLE, Case, calls, calls_of, of_shape
 from bench.gate import check, why_not
 from bench.jobs import build, fast_job, oracle_job, pytorch_job
 from cnnlstm_fast.backends import BACKENDS, Backend, reference
@@ -116,6 +116,27 @@ def test_a_case_that_contradicts_itself_is_refused() -> None:
             replace(SMALL, **wrong)
 
 
+def test_a_shape_of_ones_own() -> None:
+    case = of_shape("26,1,512,256,2,2")
+    assert (case.T, case.B, case.I, case.H, case.layers, case.bidirectional) == (26, 1, 512, 256, 2, True)
+    case = of_shape("1,2,3,4")
+    assert (case.T, case.B, case.I, case.H, case.layers, case.bidirectional) == (1, 2, 3, 4, 1, False)
+    assert [(mode, dtype) for _, mode, dtype in calls_of([case])] == [
+        ("inference", "f32"),
+        ("inference", "bf16"),
+        ("training", "f32"),
+        ("training", "bf16"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,2,3", "1,2,3,4,5,6,7", "1,2,3,x", "0,1,1,1", "1,1,1,-1", "1,1,1,1,1,3"]
+)
+def test_a_shape_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--shape: expected "):
+        of_shape(text)
+
+
 @pytest.mark.parametrize("states", [False, True])
 @pytest.mark.parametrize(
     "case",
@@ -144,8 +165,8 @@ def test_gate_passes_what_is_right(backend: str, dtype: str, mode: str) -> None:
     reason = why_not(backend, SMALL, mode, dtype)
     if reason is not None:
         pytest.skip(reason)
-    rows = check(SMALL, mode, dtype, backend)
-    assert any("gradient of weight_hh_l0" in row.what for row in rows) == (mode == "training")
+    errors = check(SMALL, mode, dtype, backend)
+    assert any("gradient of weight_hh_l0" in row.what for row in errors) == (mode == "training")
 
 
 def _wrong_output(*args: Any, **kwargs: Any) -> Any:

@@ -293,6 +293,7 @@ def test_the_command_fails_where_a_result_is_wrong(
     [
         (["--filter", "nothing"], "--filter: no row of the suite quick contains 'nothing'"),
         (["--peers", "tensorflow"], "peer: expected one of"),
+        (["--shape", "26,1"], "--shape: expected T,B,I,H"),
         (["--threads", "0"], "--threads: expected 1 or more, got 0"),
         (["--seconds", "-1"], "--seconds: expected more than 0, got -1"),
         (["--compare", "/no/such.json"], "No such file"),
@@ -330,3 +331,15 @@ def test_a_budget_drops_rows_and_says_which(tmp_path: Path, capsys: Any) -> None
     (note,) = load(path).notes
     assert note.startswith("dropped for lack of time: ") and "train-text training f32" in note
     assert "dropped for lack of time" in capsys.readouterr().out
+
+
+def test_gpu_check_says_where_there_is_no_gpu(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "bench" / "gpu_check.sh"
+    environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    out = tmp_path / "out"
+    done = subprocess.run(["bash", script, out], env=environment, capture_output=True, text=True)
+    assert done.returncode == 3 and "sees no NVIDIA GPU" in done.stderr and not out.exists()
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True)
+    assert done.returncode not in (0, 3) and "usage: bench/gpu_check.sh OUTDIR" in done.stderr
+    done = subprocess.run(["bash", script, out, "--fast"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "usage" in done.stderr
