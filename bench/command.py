@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         environment.commit(),
     )
     interrupted = not _measure(console, record, plan, chosen, args.budget)
+    if record.disturbance:
+        record.notes.append(record.disturbance)
     table.show(console, record)
     if args.json is not None:
         save(record, args.json)

@@ -22,6 +22,7 @@ from .cases import Case
 
 OURS = "cnnlstm_fast"
 PYTORCH = "pytorch"
+BUSY = 0.2  # cores
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Row:
     dtype: str
     candidates: dict[str, Measurement]
     floor_s: float | None = None  # what the machine's measured ceilings allow at best
+    others: float | None = None  # cores that other work on the machine used while this was timed
+
+    @property
+    def busy(self) -> bool:
+        """Other work took part: threads that wait for each other then take many times as long."""
+        return self.others is not None and self.others > BUSY
 
     @property
     def name(self) -> str:
@@ -126,6 +133,18 @@ class Record:
         """Rows in which we are slower beyond noise than the peer, or than the best one."""
         ratios = ((row, row.vs_best if peer is None else row.ratio(peer)) for row in self.rows)
         return [row for row, ratio in ratios if ratio is not None and ratio.loss]
+
+    @property
+    def disturbance(self) -> str | None:
+        """A sentence where other work took part."""
+        busy = [row for row in self.rows if row.busy]
+        if not busy:
+            return None
+        cores = max(row.others or 0.0 for row in busy)
+        return (
+            f"Other work used up to {cores:.1f} cores while {len(busy)} of {len(self.rows)} rows were timed: their "
+            "figures say little. Measure again on an idle machine."
+        )
 
     @property
     def failed(self) -> list[tuple[Row, Measurement]]:
@@ -188,7 +207,9 @@ def load(path: Path) -> Record:
             info = entry["extra_info"]
             case = dict(info["case"])
             case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in case.items()})
-            row = rows.setdefault(info["row"], Row(case, info["mode"], info["dtype"], {}, info["floor_s"]))
+            row = rows.setdefault(
+                info["row"], Row(case, info["mode"], info["dtype"], {}, info["floor_s"], info["others"])
+            )
             row.candidates[info["measurement"]["candidate"]] = Measurement(**info["measurement"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -228,6 +249,7 @@ def _entries(number: int, row: Row) -> list[dict[str, Any]]:
                     "mode": row.mode,
                     "dtype": row.dtype,
                     "floor_s": row.floor_s,
+                    "others": row.others,
                     "measurement": asdict(m),
                 },
                 "options": {},

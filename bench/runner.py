@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import environment as machine
 from .candidates import candidate
 from .cases import DTYPES, Call
 from .ceilings import Ceilings
@@ -97,14 +99,14 @@ class Runner:
                 results[name] = path
         found |= self._gated(call, {name: found[name] for name in results}, results)
         timed = [name for name, m in found.items() if m.status == "measured"]
-        times = self._rounds(timed, slowest)
+        times, others = self._rounds(timed, slowest)
         for name, rounds in times.items():
             if isinstance(rounds, str):
                 found[name] = replace(found[name], status="error", reason=rounds)
             else:
                 found[name] = _with_times(found[name], rounds)
         limit = None if self.ceilings is None else floor(*call, self.ceilings, self.plan.device)
-        return Row(*call, found, limit)
+        return Row(*call, found, limit, others)
 
     def _process(self, name: str) -> Worker:
         return WorkerProcess(name, self.plan.threads, Path(self._folder.name) / f"{name}.log")
@@ -159,12 +161,17 @@ class Runner:
         found = oracle_job(case, inputs, call.mode).results()
         return {what: result.cpu() for what, result in found.items()}
 
-    def _rounds(self, names: Sequence[str], slowest: float) -> dict[str, list[list[float]] | str]:
-        """The times of all calls, round by round, or the sentence with which a candidate ended."""
+    def _rounds(
+        self, names: Sequence[str], slowest: float
+    ) -> tuple[dict[str, list[list[float]] | str], float | None]:
+        """The times of all calls, round by round, or the sentence with which a candidate ended; and how many cores
+        others used meanwhile."""
         times: dict[str, list[list[float]] | str] = {name: [] for name in names}
         order = list(names)
         count = round(self.plan.seconds / max(TURN, slowest))
         shuffle = random.Random(0).shuffle
+        start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
+        own = 0.0
         for _ in range(max(LEAST_ROUNDS, min(MOST_ROUNDS, count))):
             shuffle(order)  # who runs after whom must not matter
             for name in order:
@@ -172,12 +179,16 @@ class Runner:
                 if isinstance(rounds, str):
                     continue
                 try:
-                    taken = self._worker(name).request(SETUP_LIMIT, do="turn", seconds=TURN)["times"]
+                    answer = self._worker(name).request(SETUP_LIMIT, do="turn", seconds=TURN)
                 except WorkerFailed as error:
                     times[name] = str(error)
                 else:
-                    rounds.append(taken)
-        return times
+                    rounds.append(answer["times"])
+                    own += answer["cpu_s"]
+        if busy is None or not names:
+            return times, None
+        own += time.process_time() - used
+        return times, max(0.0, machine.busy_seconds() - busy - own) / (time.perf_counter() - start)
 
 
 def _with_times(measurement: Measurement, rounds: list[list[float]]) -> Measurement:

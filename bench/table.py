@@ -38,7 +38,8 @@ def line(row: Row) -> str:
     best = f", best peer {row.best_peer} {ratio(row.vs_best)}" if row.best_peer else ""
     failed = [m for m in row.candidates.values() if m is not ours and m.status in ("failed", "error")]
     also = "".join(f"\n  [red]{m.candidate}: {m.status}: {escape(m.reason)}[/]" for m in failed)
-    return f"{row.name}: {duration(ours.median_s)}, PyTorch {ratio(row.vs_pytorch)}{best}{also}"
+    busy = f" [yellow](other work on the machine: {row.others:.1f} cores)[/]" if row.busy else ""
+    return f"{row.name}: {duration(ours.median_s)}, PyTorch {ratio(row.vs_pytorch)}{best}{busy}{also}"
 
 
 def show(console: Console, record: Record) -> None:

@@ -155,6 +155,14 @@ def test_summary_names_means_losses_failures_and_what_is_missing() -> None:
     assert "FAILED packed inference f32, fast_peer: output: error 1e-1" in text
 
 
+def test_other_work_is_told() -> None:
+    disturbed = replace(row("crnn-b1"), others=1.25)
+    assert record(row()).disturbance is None
+    told = "Other work used up to 1.2 cores while 1 of 2 rows were timed"
+    assert (record(row(), disturbed).disturbance or "").startswith(told)
+    assert "other work on the machine: 1.2 cores" in table.line(disturbed)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(1.5, "1.50 s"), (0.0123, "12.3 ms"), (3.2e-5, "32.0 us"), (None, "-")]
 )

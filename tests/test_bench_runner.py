@@ -93,6 +93,7 @@ def test_a_row(case: Case, mode: str, dtype: str) -> None:
         assert 0 < m.min_s <= m.median_s <= m.p80_s and len(m.rounds) >= 7 and m.calls >= 7
         assert m.setup_s > 0 and m.first_call_s > 0 and 0 <= m.error <= m.limit < 0.1
         assert m.peak_bytes is not None and m.precision == dtype
+    assert row.others is not None
     assert row.vs_pytorch.low <= row.vs_pytorch.value <= row.vs_pytorch.high
 
 
@@ -323,6 +324,17 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     assert run.returncode == 130 and "interrupted after 1 of" in rest, rest
     found = load(path)
     assert len(found.rows) == 1 and found.notes == ["interrupted after 1 of 6 rows"]
+
+
+def test_other_work_on_the_machine_is_seen(tmp_path: Path) -> None:
+    spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        with Runner(Plan((OURS, PYTORCH), seconds=0.5), None) as run:
+            assert run.measure(Call(SMALL, "inference", "f32")).busy
+    finally:
+        for process in spin:
+            process.kill()
+            process.wait()
 
 
 def test_a_budget_drops_rows_and_says_which(tmp_path: Path, capsys: Any) -> None:
