@@ -23,7 +23,7 @@ from .record import OURS, PYTORCH, Record, load, save
 from .report import page
 from .runner import Plan, Runner
 
-SECONDS = {"quick": 0.5}  # for each candidate on each call; one second in the other suites
+SECONDS = {"quick": 0.4}  # for each candidate on each call; one second in the other suites
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:

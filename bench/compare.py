@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from .record import Ratio, Record, Row
 
 LEAST_CHANGE = 0.05
-"""Copies of the same code differ by a few percent for a whole run, since their memory lies elsewhere; the intervals
-know the scatter between rounds only."""
+"""The same code differs by up to this from process to process, and a run has but two of each candidate."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ from .jobs import build, oracle_job
 from .process import WorkerFailed, WorkerProcess
 from .record import OURS, PYTORCH, Measurement, Row
 
-LEAST_ROUNDS, MOST_ROUNDS = 7, 60
+LEAST_ROUNDS, MOST_ROUNDS = 8, 60
+TWINS = 2
+"""Processes of each candidate. The same code on the same call differs by up to 5 % from process to process, as its
+memory and stacks lie elsewhere; rounds by turns with either let the interval know of it."""
 TURN = 0.03  # seconds: long beside a warm-up, short beside a drift of the machine
 SETUP_LIMIT = 180.0  # seconds for set-up, first calls and results
 
@@ -58,7 +61,7 @@ class Runner:
         self.plan, self.ceilings = plan, ceilings
         self._folder = tempfile.TemporaryDirectory(prefix="cnnlstm-bench-")
         self._launch = launch or self._process
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[tuple[str, int], Worker] = {}
         self.missing: dict[str, str] = {}
         """Peers that are not installed, and how pip brings them."""
         for name in plan.candidates:
@@ -90,7 +93,9 @@ class Runner:
             else:
                 path = Path(self._folder.name) / f"{len(results)}.pt"
                 try:
-                    prepared = self._prepare(name, call, path)
+                    prepared = self._prepare(name, 0, call, path)
+                    for twin in range(1, _twins(name)):
+                        self._prepare(name, twin, call, None)
                 except WorkerFailed as error:
                     found[name] = replace(measurement, status="error", reason=str(error))
                     continue
@@ -111,20 +116,20 @@ class Runner:
     def _process(self, name: str) -> Worker:
         return WorkerProcess(name, self.plan.threads, Path(self._folder.name) / f"{name}.log")
 
-    def _worker(self, name: str) -> Worker:
-        if name not in self._workers:
-            self._workers[name] = self._launch(name)
-        return self._workers[name]
+    def _worker(self, name: str, twin: int) -> Worker:
+        if (name, twin) not in self._workers:
+            self._workers[name, twin] = self._launch(name)
+        return self._workers[name, twin]
 
-    def _prepare(self, name: str, call: Call, path: Path) -> dict[str, Any]:
-        return self._worker(name).request(
+    def _prepare(self, name: str, twin: int, call: Call, path: Path | None) -> dict[str, Any]:
+        return self._worker(name, twin).request(
             SETUP_LIMIT,
             do="prepare",
             case=asdict(call.case),
             mode=call.mode,
             dtype=call.dtype,
             device=self.plan.device,
-            results=str(path),
+            results=None if path is None else str(path),
         )
 
     def _gated(
@@ -172,14 +177,15 @@ class Runner:
         shuffle = random.Random(0).shuffle
         start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
         own = 0.0
-        for _ in range(max(LEAST_ROUNDS, min(MOST_ROUNDS, count))):
+        for number in range(max(LEAST_ROUNDS, min(MOST_ROUNDS, count))):
             shuffle(order)  # who runs after whom must not matter
             for name in order:
                 rounds = times[name]
                 if isinstance(rounds, str):
                     continue
                 try:
-                    answer = self._worker(name).request(SETUP_LIMIT, do="turn", seconds=TURN)
+                    worker = self._worker(name, number % _twins(name))
+                    answer = worker.request(SETUP_LIMIT, do="turn", seconds=TURN)
                 except WorkerFailed as error:
                     times[name] = str(error)
                 else:
@@ -189,6 +195,10 @@ class Runner:
             return times, None
         own += time.process_time() - used
         return times, max(0.0, machine.busy_seconds() - busy - own) / (time.perf_counter() - start)
+
+
+def _twins(name: str) -> int:
+    return 1 if candidate(name).slow_setup else TWINS
 
 
 def _with_times(measurement: Measurement, rounds: list[list[float]]) -> Measurement:

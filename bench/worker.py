@@ -42,8 +42,8 @@ class Worker:
         self.job: Runnable | None = None
         self.wait: Callable[[], None] = lambda: None
 
-    def prepare(self, case: Case, mode: str, dtype: str, device: str, results: str) -> dict[str, Any]:
-        """Sets the call up, runs it, and saves its results; what was there before is let go.
+    def prepare(self, case: Case, mode: str, dtype: str, device: str, results: str | None) -> dict[str, Any]:
+        """Sets the call up, runs it, and saves its results if it is told where; what was there before is let go.
 
         Returns:
             setup_s, first_call_s, call_s (the second call's time) and peak_bytes, the most memory that was in use over
@@ -60,8 +60,9 @@ class Worker:
         self.job = job
         first_call_s, call_s = self._time(), self._time()
         peak_bytes = peak()
-        with self._nan_memory():
-            torch.save(job.results(), results)
+        if results is not None:
+            with self._nan_memory():
+                torch.save(job.results(), results)
         if case.dropout and mode == "training":
             self.job = self.peer.prepare(case, inputs, mode, dtype)
             self._time()
