@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from matplotlib.ticker import EngFormatter
+
+from cnnlstm_fast.pages import template
 
 from ..cases import SUITES
 from ..record import OURS, PYTORCH, Measurement, Record, Row, geometric_mean
@@ -54,15 +55,8 @@ def write(record: Record, folder: Path) -> Path:
 
 def render(record: Record) -> str:
     """The page as HTML with everything inside."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     shares = [row.share for row in record.rows if row.share]
-    return environment.get_template("page.html.j2").render(
+    return template(Path(__file__).with_name("page.html.j2")).render(
         record=record,
         facts=_facts(record),
         failures=_failures(record),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from cnnlstm_fast.pages import svg, tidy
 
 from ..cases import Case
 from ..record import OURS, PYTORCH, Ratio, Record, Row
@@ -135,7 +135,7 @@ def _speedups(rows: Sequence[Row]) -> str:
     _log(axes.xaxis, ends)
     axes.set_xlabel("other's time / ours")
     figure.legend(loc="outside upper left", ncols=2)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _speedup(row: Row) -> float:
@@ -152,7 +152,7 @@ def _shares(rows: Sequence[Row]) -> str:
     axes.barh([-k for k in range(len(shares))], [100 * share for share, _ in shares], 0.6, color=FAST)
     axes.set_xlim(0, max(100, 105 * shares[0][0]))
     axes.set_xlabel("share of the limit, %")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _memory(rows: Iterable[Row]) -> str:
@@ -184,9 +184,9 @@ def _memory(rows: Iterable[Row]) -> str:
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel("PyTorch, MB")
     axes.set_ylabel("cnnlstm_fast, MB")
-    _tidy(axes, "both")
+    tidy(axes, "both")
     figure.legend(loc="outside upper left", ncols=2)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _scaling(rows: Iterable[Row], size: str, looks: Mapping[str, Look]) -> list[tuple[str, str]]:
@@ -262,9 +262,9 @@ def _curves(family: Mapping[int, Row], size: str, looks: Mapping[str, Look]) -> 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"{SIZES[size]} ({size})")
     axes.set_ylabel("milliseconds")
-    _tidy(axes, "both")
+    tidy(axes, "both")
     figure.legend(loc="outside upper left", ncols=2)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _drawn(curves: Mapping[str, Mapping[int, float]]) -> list[str]:
@@ -293,7 +293,7 @@ def _lines(names: Sequence[str]) -> tuple[Figure, Axes]:
     axes.set_yticks([-k for k in range(len(names))], names, fontsize=7.5)
     axes.set_ylim(-len(names) + 0.2, 0.8)
     axes.tick_params(axis="y", length=0)
-    _tidy(axes, "both")
+    tidy(axes, "both")
     return figure, axes
 
 
@@ -316,18 +316,3 @@ def _log(axis: Axis, values: Sequence[float]) -> None:
 
 
 _plain = FuncFormatter(lambda x, _: f"{x:,.6g}")
-
-
-def _tidy(axes: Axes, grid: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="#e6e8eb", linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element with its text as outlines: it needs no font and no style sheet."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)

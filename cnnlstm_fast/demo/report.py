@@ -6,21 +6,19 @@ import base64
 import io
 import os
 import platform
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from .. import __version__
+from ..pages import svg, template, tidy
 from .data import Strings
 from .measure import NOISY, Timing
 from .proof import Proof
@@ -61,13 +59,6 @@ class Result:
 @matplotlib.rc_context(STYLE)
 def render(result: Result) -> str:
     """The page as HTML with everything inside: no scripts, and nothing to load."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     proof = result.proof
     wrong = [
         k
@@ -75,7 +66,7 @@ def render(result: Result) -> str:
         if k >= SHOWN and not proof.eager[k] == proof.fast[k] == truth
     ]
     errors = sorted(proof.report.errors, key=lambda row: -row.fast / row.limit)
-    return environment.get_template("report.html.j2").render(
+    return template(Path(__file__).with_name("report.html.j2")).render(
         result=result,
         proof=proof,
         shown=[_reading(result, k) for k in range(min(SHOWN, len(proof.truth)))],
@@ -163,10 +154,10 @@ def _times_plot(timing: Timing) -> str:
     axes.set_yticks([y for y, *_ in rows], [name for _, name, *_ in rows])
     axes.set_ylim(-0.5, 1.5)
     axes.set_xlabel("milliseconds")
-    _tidy(axes)
+    tidy(axes)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _share_plot(curve: list[Point], goal: float) -> str:
@@ -182,8 +173,8 @@ def _share_plot(curve: list[Point], goal: float) -> str:
     axes.set_ylim(0, 103)
     axes.set_xlabel("training steps")
     axes.set_ylabel("strings right, %")
-    _tidy(axes)
-    return _svg(figure)
+    tidy(axes)
+    return svg(figure)
 
 
 def _loss_plot(curve: list[Point]) -> str:
@@ -194,20 +185,5 @@ def _loss_plot(curve: list[Point]) -> str:
     axes.set_yscale("log")
     axes.set_xlabel("training steps")
     axes.set_ylabel("CTC loss, nats per digit")
-    _tidy(axes)
-    return _svg(figure)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#e6e8eb", linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element with its text as outlines: it needs no font and no style sheet."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    tidy(axes)
+    return svg(figure)

@@ -1,0 +1,40 @@
+"""What the demo's page and the benchmark's share: a page is one file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def template(path: Path) -> jinja2.Template:
+    """The template of a page, with everything that is put into it escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(path.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(path.name)
+
+
+def tidy(axes: Axes, grid: Literal["x", "y", "both"] = "x") -> None:
+    """Without a box, with a faint grid behind what is drawn."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#e6e8eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element with its text as outlines: it needs no font and no style sheet."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
