@@ -331,7 +331,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_other_work_on_the_machine_is_seen(tmp_path: Path) -> None:
-    spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         with Runner(Plan((OURS, PYTORCH), seconds=0.5), None) as run:
             assert run.measure(Call(SMALL, "inference", "f32")).busy
