@@ -20,7 +20,6 @@ from .cases import SUITES, Call, calls, calls_of, of_shape
 from .ceilings import measure as measure_ceilings
 from .peers import PEERS
 from .record import OURS, PYTORCH, Record, load, save
-from .report import page
 from .runner import Plan, Runner
 
 SECONDS = {"quick": 0.4}  # for each candidate on each call; one second in the other suites
@@ -74,6 +73,12 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--threads: expected 1 or more, got {args.threads}.")
         if args.seconds is not None and args.seconds <= 0:
             raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}.")
+        if args.budget is not None and args.budget <= 0:
+            raise ValueError(f"--budget: expected more than 0, got {args.budget:g}.")
+        if args.shape and args.filter:
+            raise ValueError(
+                "--shape: expected no --filter, which chooses among a suite's rows; drop one of them."
+            )
         if args.shape:
             chosen = list(calls_of(map(of_shape, args.shape), device))
         else:
@@ -83,7 +88,17 @@ def run(args: argparse.Namespace) -> int:
                 f"--filter: no row of the suite {args.suite} contains {args.filter!r}; see --list."
             )
         names = _candidates(args.peers, quick=args.suite == "quick")
+        torch.set_num_threads(args.threads)
+        record = Record(
+            "shapes" if args.shape else args.suite,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            environment.hardware(),
+            environment.versions(),
+            environment.commit(),
+        )
         old = None if args.compare is None else load(args.compare)
+        if old is not None:
+            compare.check_same_machine(record, old)
         _check_writable(args.json, args.report)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -92,16 +107,8 @@ def run(args: argparse.Namespace) -> int:
         for case, mode, dtype in chosen:
             print(f"{case.name} {mode} {dtype}: {case.use}")
         return 0
-    torch.set_num_threads(args.threads)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
     plan = Plan(names, device, args.seconds or SECONDS.get(args.suite, 1.0), args.threads)
-    record = Record(
-        "shapes" if args.shape else args.suite,
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        environment.hardware(),
-        environment.versions(),
-        environment.commit(),
-    )
     interrupted = not _measure(console, record, plan, chosen, args.budget)
     if record.disturbance:
         record.notes.append(record.disturbance)
@@ -110,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
         save(record, args.json)
         console.print(f"results: {args.json}", markup=False)
     if args.report is not None:
+        from .report import page  # draws with matplotlib, which the machines that only measure need not have
+
         console.print(f"page: {page.write(record, args.report)}", markup=False)
     slower = old is not None and _compare(console, record, old)
     return 130 if interrupted else int(bool(record.failed) or slower)

@@ -33,12 +33,8 @@ class Change:
         return self.new.low > self.old.high and self.factor > 1.0 + LEAST_CHANGE
 
 
-def changes(new: Record, old: Record) -> list[Change]:
-    """Of all rows that both have with PyTorch's time beside them: a machine that is slower today slows both.
-
-    Raises:
-        ValueError: the runs have no such row in common, or come from machines or PyTorch versions that differ.
-    """
+def check_same_machine(new: Record, old: Record) -> None:
+    """Raises ValueError where the runs come from machines, threads or PyTorch versions that differ."""
     for what, a, b in (
         ("CPU", new.hardware.get("cpu"), old.hardware.get("cpu")),
         ("GPUs", _gpus(new), _gpus(old)),
@@ -49,6 +45,15 @@ def changes(new: Record, old: Record) -> list[Change]:
             raise ValueError(
                 f"--compare: expected a run of the same {what}, got {b} there and {a} here; measure both again here."
             )
+
+
+def changes(new: Record, old: Record) -> list[Change]:
+    """Of all rows that both have with PyTorch's time beside them: a machine that is slower today slows both.
+
+    Raises:
+        ValueError: the runs have no such row in common, or ``check_same_machine`` does.
+    """
+    check_same_machine(new, old)
     before = {row.name: row for row in old.rows}
     found = [
         Change(row.name, before[row.name].vs_pytorch, row.vs_pytorch)

@@ -5,10 +5,10 @@
 # important first, and names those that it dropped. Leaves facts.json, tests.xml, gpu.json, table.txt and log.txt in
 # OUTDIR. Exit status: 3 without a GPU, 1 where something failed.
 set -uo pipefail
-cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 usage="usage: bench/gpu_check.sh OUTDIR [--budget SECONDS]"
-out=${1:?$usage}
+out=$(realpath -m "${1:?$usage}") || exit 2
+cd "$(dirname "$0")/.."
 budget=480
 if [ "${2:-}" = --budget ]; then budget=${3:?$usage}; elif [ $# -gt 1 ]; then echo "$usage" >&2; exit 2; fi
 

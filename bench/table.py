@@ -98,7 +98,7 @@ def _rows(record: Record) -> Table:
         "limit",
         "memory",
     ):
-        table.add_column(name, justify="left" if name in ("best peer",) else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "best peer" else "right", no_wrap=True)
     for row in record.rows:
         ours, pytorch = row.ours, row.candidates.get(PYTORCH)
         if ours.status != "measured":

@@ -5,11 +5,25 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+FAST = "#0b6bcb"
+INK = "#4a5159"
+STYLE: dict[Any, Any] = {
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": "#a9b0b8",
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "cnnlstm_fast",
+}
+"""Of all plots, for ``matplotlib.rc_context``."""
 
 
 def template(path: Path) -> jinja2.Template:

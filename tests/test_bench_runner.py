@@ -298,6 +298,8 @@ def test_the_command_fails_where_a_result_is_wrong(
     [
         (["--filter", "nothing"], "--filter: no row of the suite quick contains 'nothing'"),
         (["--peers", "tensorflow"], "peer: expected one of"),
+        (["--budget", "0"], "--budget: expected more than 0, got 0"),
+        (["--shape", "26,1,8,8", "--filter", "f32"], "--shape: expected no --filter"),
         (["--shape", "26,1"], "--shape: expected T,B,I,H"),
         (["--threads", "0"], "--threads: expected 1 or more, got 0"),
         (["--seconds", "-1"], "--seconds: expected more than 0, got -1"),

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,29 +14,20 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from cnnlstm_fast.pages import svg, tidy
+from cnnlstm_fast.pages import FAST, INK, STYLE, svg, tidy
 
 from ..cases import Case
 from ..record import OURS, PYTORCH, Ratio, Record, Row
 
-EAGER, FAST = "#6b7178", "#0b6bcb"
+EAGER = "#6b7178"
 OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7a4f9a", "#56b4e9")
 """Okabe and Ito's colours, which colour-blind readers tell apart; the markers differ, too."""
 MARKERS = ("D", "^", "v", "<", ">")
-INK = "#4a5159"
-STYLE: dict[Any, Any] = {
-    "font.size": 8.5,
-    "text.color": INK,
-    "axes.edgecolor": "#a9b0b8",
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+LEGENDS = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "legend.handlelength": 1.6,
     "legend.columnspacing": 1.2,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "cnnlstm_fast",
 }
 WIDTH, ROW = 4.6, 0.165  # inches: of a plot with a line for every call, and of such a line
 FAMILIES = 6  # plots at most for each of B, T and H
@@ -58,7 +48,7 @@ class Section:
     least: str = "25rem"  # the width below which they go under instead of beside each other
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(STYLE | LEGENDS)
 def sections(record: Record) -> list[Section]:
     """Those that have something to show."""
     groups, looks = by_mode_and_dtype(record.rows), _looks(record.rows)

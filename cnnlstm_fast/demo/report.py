@@ -8,7 +8,6 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,24 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__
-from ..pages import svg, template, tidy
+from ..pages import FAST, INK, STYLE, svg, template, tidy
 from .data import Strings
 from .measure import NOISY, Timing
 from .proof import Proof
 from .train import Point, Recipe
 
-EAGER, FAST = "#8a8f98", "#0b6bcb"
-INK = "#4a5159"
-STYLE: dict[Any, Any] = {
-    "font.size": 8.5,
-    "text.color": INK,
-    "axes.edgecolor": "#a9b0b8",
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "cnnlstm_fast",
-}
+EAGER = "#8a8f98"
 SHOWN = 18  # strings shown whatever was read in them
 
 
