@@ -22,6 +22,7 @@ from .peers import PEERS
 from .record import OURS, PYTORCH, Record, load, save
 from .runner import Plan, Runner
 
+SAVED_EVERY = 60.0  # seconds
 SECONDS = {"quick": 0.4}  # for each candidate on each call; one second in the other suites
 
 
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
     plan = Plan(names, device, args.seconds or SECONDS.get(args.suite, 1.0), args.threads)
-    interrupted = not _measure(console, record, plan, chosen, args.budget)
+    interrupted = not _measure(console, record, plan, chosen, args.budget, args.json)
     if record.disturbance:
         record.notes.append(record.disturbance)
     table.show(console, record)
@@ -124,9 +125,12 @@ def run(args: argparse.Namespace) -> int:
     return 130 if interrupted else int(bool(record.failed) or slower)
 
 
-def _measure(console: Console, record: Record, plan: Plan, chosen: list[Call], budget: float | None) -> bool:
-    """Fills the record; False if it was interrupted, with what was measured by then."""
-    start = time.monotonic()
+def _measure(
+    console: Console, record: Record, plan: Plan, chosen: list[Call], budget: float | None, json: Path | None
+) -> bool:
+    """Fills the record, and writes it from time to time; False if it was interrupted, with what was measured by
+    then."""
+    start = saved = time.monotonic()
     columns = (
         TextColumn("measuring"),
         BarColumn(),
@@ -151,6 +155,9 @@ def _measure(console: Console, record: Record, plan: Plan, chosen: list[Call], b
                     row = runner.measure(call)
                     record.rows.append(row)
                     progress.console.print(table.line(row))
+                    if json is not None and time.monotonic() - saved > SAVED_EVERY:
+                        save(record, json)
+                        saved = time.monotonic()
                     progress.advance(task)
     except KeyboardInterrupt:
         record.notes.append(f"interrupted after {len(record.rows)} of {len(chosen)} rows")

@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +22,16 @@ from .cases import DTYPES, Call
 from .ceilings import Ceilings
 from .floor import floor
 from .gate import complaint, eager_errors, judge
-from .jobs import build, oracle_job
+from .jobs import build, fast_job, oracle_job
 from .process import WorkerFailed, WorkerProcess
 from .record import OURS, PYTORCH, Measurement, Row
+from .worker import LONG_CALL
 
-LEAST_ROUNDS, MOST_ROUNDS = 8, 60
+LEAST_ROUNDS, LEAST_LONG_ROUNDS, MOST_ROUNDS = 8, 5, 60
 TWINS = 2
 """Processes of each candidate. The same code on the same call differs by up to 5 % from process to process, as its
-memory and stacks lie elsewhere; rounds by turns with either let the interval know of it."""
+memory and stacks lie elsewhere; rounds by turns with either let the interval know of it. Long calls differ less, and
+their data would fill the machine's memory twice."""
 TURN = 0.03  # seconds: long beside a warm-up, short beside a drift of the machine
 SETUP_LIMIT = 180.0  # seconds for set-up, first calls and results
 
@@ -78,7 +81,16 @@ class Runner:
         self._folder.cleanup()
 
     def measure(self, call: Call) -> Row:
-        """Sets all candidates up, lets the gate judge them, and times in turns those that passed."""
+        """Sets all candidates up, lets the gate judge them, times in turns those that passed, and lets the call go."""
+        row = self._measure(call)
+        for worker in self._workers.values():
+            with suppress(WorkerFailed):  # the next request starts another
+                worker.request(SETUP_LIMIT, do="release")
+        return row
+
+    def _measure(self, call: Call) -> Row:
+        exact = self._exact(call)  # first: it takes twice the memory of a candidate
+        twins: dict[str, int] = {}
         found: dict[str, Measurement] = {}
         results: dict[str, Path] = {}
         slowest = 0.0
@@ -94,7 +106,9 @@ class Runner:
                 path = Path(self._folder.name) / f"{len(results)}.pt"
                 try:
                     prepared = self._prepare(name, 0, call, path)
-                    for twin in range(1, _twins(name)):
+                    once = peer.slow_setup or prepared["call_s"] >= LONG_CALL
+                    twins[name] = 1 if once else TWINS
+                    for twin in range(1, twins[name]):
                         self._prepare(name, twin, call, None)
                 except WorkerFailed as error:
                     found[name] = replace(measurement, status="error", reason=str(error))
@@ -102,8 +116,8 @@ class Runner:
                 slowest = max(slowest, prepared.pop("call_s"))
                 found[name] = replace(measurement, **prepared)
                 results[name] = path
-        found |= self._gated(call, {name: found[name] for name in results}, results)
-        timed = [name for name, m in found.items() if m.status == "measured"]
+        found |= self._gated(call, exact, {name: found[name] for name in results}, results)
+        timed = {name: twins[name] for name, m in found.items() if m.status == "measured"}
         times, others = self._rounds(timed, slowest)
         for name, rounds in times.items():
             if isinstance(rounds, str):
@@ -133,11 +147,15 @@ class Runner:
         )
 
     def _gated(
-        self, call: Call, prepared: Mapping[str, Measurement], results: Mapping[str, Path]
+        self,
+        call: Call,
+        exact: Mapping[str, Tensor],
+        prepared: Mapping[str, Measurement],
+        results: Mapping[str, Path],
     ) -> dict[str, Measurement]:
         """Each with its worst error; "failed" where one is too large."""
-        exact = self._exact(call)
         loaded = {name: torch.load(path, map_location="cpu") for name, path in results.items()}
+        gated: dict[str, Measurement] = {}
         try:
             eager = (
                 eager_errors(loaded[PYTORCH], exact, call.dtype, bool(call.case.model))
@@ -145,9 +163,15 @@ class Runner:
                 else {}
             )
         except AssertionError as error:
-            return {name: replace(m, status="failed", reason=str(error)) for name, m in prepared.items()}
-        gated = {}
+            # PyTorch is wrong, or the oracle: plain operations in the row's dtype tell
+            gated[PYTORCH] = replace(prepared[PYTORCH], status="failed", reason=str(error))
+            try:
+                eager = eager_errors(self._plain(call), exact, call.dtype, bool(call.case.model))
+            except AssertionError as error:
+                return {name: replace(m, status="failed", reason=str(error)) for name, m in prepared.items()}
         for name, measurement in prepared.items():
+            if name in gated:
+                continue
             try:
                 rows = judge(loaded[name], exact, eager, call.dtype, measurement.precision)
             except AssertionError as error:
@@ -166,39 +190,43 @@ class Runner:
         found = oracle_job(case, inputs, call.mode).results()
         return {what: result.cpu() for what, result in found.items()}
 
+    def _plain(self, call: Call) -> dict[str, Tensor]:
+        """The reference's results in the row's dtype."""
+        case = replace(call.case, dropout=0.0)
+        inputs = build(case, DTYPES[call.dtype], self.plan.device)
+        found = fast_job(case, inputs, call.mode, "reference", amp=call.dtype == "amp").results()
+        return {what: result.cpu() for what, result in found.items()}
+
     def _rounds(
-        self, names: Sequence[str], slowest: float
+        self, twins: Mapping[str, int], slowest: float
     ) -> tuple[dict[str, list[list[float]] | str], float | None]:
-        """The times of all calls, round by round, or the sentence with which a candidate ended; and how many cores
-        others used meanwhile."""
-        times: dict[str, list[list[float]] | str] = {name: [] for name in names}
-        order = list(names)
+        """The times of all calls, round by round, of each candidate with its number of twins, or the sentence with
+        which it ended; and how many cores others used meanwhile."""
+        times: dict[str, list[list[float]] | str] = {name: [] for name in twins}
+        order = list(twins)
         count = round(self.plan.seconds / max(TURN, slowest))
         shuffle = random.Random(0).shuffle
         start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
         own = 0.0
-        for number in range(max(LEAST_ROUNDS, min(MOST_ROUNDS, count))):
+        least = LEAST_ROUNDS if slowest < LONG_CALL else LEAST_LONG_ROUNDS
+        for number in range(max(least, min(MOST_ROUNDS, count))):
             shuffle(order)  # who runs after whom must not matter
             for name in order:
                 rounds = times[name]
                 if isinstance(rounds, str):
                     continue
                 try:
-                    worker = self._worker(name, number % _twins(name))
+                    worker = self._worker(name, number % twins[name])
                     answer = worker.request(SETUP_LIMIT, do="turn", seconds=TURN)
                 except WorkerFailed as error:
                     times[name] = str(error)
                 else:
                     rounds.append(answer["times"])
                     own += answer["cpu_s"]
-        if busy is None or not names:
+        if busy is None or not twins:
             return times, None
         own += time.process_time() - used
         return times, max(0.0, machine.busy_seconds() - busy - own) / (time.perf_counter() - start)
-
-
-def _twins(name: str) -> int:
-    return 1 if candidate(name).slow_setup else TWINS
 
 
 def _with_times(measurement: Measurement, rounds: list[list[float]]) -> Measurement:

@@ -1,8 +1,9 @@
 """The process of one candidate: ``python -m bench.worker NAME THREADS``.
 
-It reads one JSON request a line and answers with one line each: ``prepare`` a call, take a ``turn`` at it. Whatever an
-engine prints goes to the standard error, so that it cannot mix with the answers. The parent stops the process
-(SIGSTOP) whenever it is another one's turn: an idle thread pool that spins would cost that one a core.
+It reads one JSON request a line and answers with one line each: ``prepare`` a call, take a ``turn`` at it,
+``release`` it. Whatever an engine prints goes to the standard error, so that it cannot mix with the answers. The
+parent stops the process (SIGSTOP) whenever it is another one's turn: an idle thread pool that spins would cost that
+one a core.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .peers.base import Peer, Runnable
 
 MOST_CALLS = 200  # in one turn
 WARM_UP = 0.15  # of a turn's time: the others have used the caches
+LONG_CALL = 0.3  # seconds: what a call that long loses to cold caches does not show in its time
 
 
 class Worker:
@@ -40,14 +42,15 @@ class Worker:
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.job: Runnable | None = None
+        self._call_s = 0.0
         self.wait: Callable[[], None] = lambda: None
 
     def prepare(self, case: Case, mode: str, dtype: str, device: str, results: str | None) -> dict[str, Any]:
         """Sets the call up, runs it, and saves its results if it is told where; what was there before is let go.
 
         Returns:
-            setup_s, first_call_s, call_s (the second call's time) and peak_bytes, the most memory that was in use over
-            what there was with the inputs alone.
+            setup_s, first_call_s, call_s (the second call's time, of long ones the first's) and peak_bytes, the most
+            memory that was in use over what there was with the inputs alone.
         """
         self.job = None
         self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -58,7 +61,9 @@ class Worker:
         job = self.peer.prepare(replace(case, dropout=0.0), inputs, mode, dtype)
         setup_s = time.perf_counter() - start
         self.job = job
-        first_call_s, call_s = self._time(), self._time()
+        first_call_s = self._call_s = self._time()
+        if first_call_s < LONG_CALL:
+            self._call_s = self._time()
         peak_bytes = peak()
         if results is not None:
             with self._nan_memory():
@@ -66,16 +71,21 @@ class Worker:
         if case.dropout and mode == "training":
             self.job = self.peer.prepare(case, inputs, mode, dtype)
             self._time()
-        return {"setup_s": setup_s, "first_call_s": first_call_s, "call_s": call_s, "peak_bytes": peak_bytes}
+        return {
+            "setup_s": setup_s,
+            "first_call_s": first_call_s,
+            "call_s": self._call_s,
+            "peak_bytes": peak_bytes,
+        }
 
     def turn(self, seconds: float) -> dict[str, Any]:
-        """Calls again and again for so long, at least once after one untimed call.
+        """Calls again and again for so long, at least once; after an untimed call unless a call is long.
 
         Returns:
             ``times``: seconds of each call; ``cpu_s``: what all threads of this process used in the whole turn.
         """
         start, used = time.perf_counter(), time.process_time()
-        while True:
+        while self._call_s < LONG_CALL:
             self._time()
             if time.perf_counter() - start >= WARM_UP * seconds:
                 break
@@ -84,6 +94,12 @@ class Worker:
         while not times or (time.perf_counter() - start < seconds and len(times) < MOST_CALLS):
             times.append(self._time())
         return {"times": times, "cpu_s": time.process_time() - used}
+
+    def release(self) -> dict[str, Any]:
+        """Lets the call and its memory go."""
+        self.job = None
+        _give_memory_back()
+        return {}
 
     def _time(self) -> float:
         assert self.job is not None
@@ -102,6 +118,8 @@ def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["do"] == "turn":
             return worker.turn(request["seconds"])
+        if request["do"] == "release":
+            return worker.release()
         case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in request["case"].items()})
         return worker.prepare(case, request["mode"], request["dtype"], request["device"], request["results"])
     except Exception as error:  # whatever an engine raises is that engine's result
@@ -109,12 +127,16 @@ def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"}
 
 
+def _give_memory_back() -> None:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def _cpu_peak() -> Callable[[], int | None]:
     """Starts watching the memory of this process; the result tells by how much it grew at most, in bytes."""
-    gc.collect()
-    with_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if with_trim is not None:
-        with_trim(0)  # freed memory that malloc keeps would hide what is taken next
+    _give_memory_back()  # what malloc keeps would hide what is taken next
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:

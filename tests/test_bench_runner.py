@@ -118,6 +118,20 @@ def test_a_wrong_result_is_never_timed(spoil: Callable[[Any], None], complaint: 
     assert row.ours.median_s is None and row.ours.rounds == [] and row.candidates[PYTORCH].rounds
 
 
+def test_the_others_are_judged_where_pytorch_itself_is_wrong() -> None:
+    def launch(name: str) -> Inline:
+        wrong = name == PYTORCH
+        return Inline(candidate(name), (lambda found: found["gradient of input"].neg_()) if wrong else None)
+
+    with Runner(Plan(seconds=1e-3), None, launch) as run:
+        row = run.measure(Call(SMALL, "training", "amp"))
+    pytorch = row.candidates[PYTORCH]
+    assert (
+        pytorch.status == "failed" and "the oracle and PyTorch disagree: gradient of input" in pytorch.reason
+    )
+    assert row.ours.status == "measured" and row.ours.error <= row.ours.limit < 0.1 and row.vs_pytorch is None
+
+
 def test_all_fails_where_the_oracle_and_pytorch_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "bench.runner.oracle_job",
@@ -149,6 +163,20 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     for seen in twins.values():
         assert seen[0] != seen[1] and seen[:2] * (len(seen) // 2) == seen, "its processes take turns, too"
     assert len({tuple(r) for r in rounds}) > 1
+
+
+def test_long_calls_have_one_process_and_every_call_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LONG_CALL", 0.0)
+    workers: list[Inline] = []
+
+    def launch(name: str) -> Inline:
+        workers.append(Inline(candidate(name)))
+        return workers[-1]
+
+    with Runner(Plan(seconds=1e-3), None, launch) as run:
+        row = run.measure(Call(SMALL, "inference", "f32"))
+        assert len(workers) == 2 and len(row.measured) == 2
+        assert [w.worker.job for w in workers] == [None, None]
 
 
 def test_missing_and_unsupported_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

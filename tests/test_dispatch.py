@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,41 @@ def test_refusals_are_sentences_fit_to_be_joined(name: str) -> None:
     ):
         reason = BACKENDS[name].supports(spec)
         assert reason is None or (reason and not reason.endswith("."))
+
+
+def test_onednns_wrong_gradients_are_refused() -> None:
+    wrong = SPEC._replace(dtype=torch.bfloat16, hidden_size=1024, grad=True)
+    refuses = BACKENDS["aten"].supports
+    assert "gradients are wrong" in (refuses(wrong) or "")
+    for right in (
+        wrong._replace(grad=False),
+        wrong._replace(hidden_size=1023),
+        wrong._replace(dtype=torch.float32),
+        wrong._replace(packed=True),
+        wrong._replace(proj_size=8),
+        wrong._replace(device="cuda"),
+    ):
+        assert refuses(right) is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("proj_size", [0, 16])
+def test_bfloat16_gradients_of_wide_layers_are_right(packed: bool, proj_size: int) -> None:
+    """Also where auto takes what PyTorch has."""
+    T, B, I, H = 2, 40, 16, 1024
+    exact = torch.nn.LSTM(I, H, proj_size=proj_size)
+    fast = cnnlstm_fast.optimize(copy.deepcopy(exact).bfloat16())
+    exact.load_state_dict(fast.state_dict())
+    found = []
+    rows = torch.randn(T, B, I).bfloat16().float()
+    for layer in (fast, exact):
+        x = rows.detach().to(layer.weight_ih_l0.dtype).requires_grad_()
+        fed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.full((B,), T)) if packed else x
+        output = layer(fed)[0]
+        (output.data if packed else output).sum().backward()
+        found.append((x.grad, *[weight.grad for weight in layer.parameters()]))
+    for got, want in zip(*found, strict=True):
+        assert (got.float() - want).norm() < 0.05 * want.norm()
 
 
 def test_plans_are_made_once_per_facts() -> None:
