@@ -96,9 +96,9 @@ class Worker:
         return {"times": times, "cpu_s": time.process_time() - used}
 
     def release(self) -> dict[str, Any]:
-        """Lets the call and its memory go."""
+        """Lets the call and its memory go; not its cycles, which would take all workers seconds to look for."""
         self.job = None
-        _give_memory_back()
+        _trim()
         return {}
 
     def _time(self) -> float:
@@ -127,8 +127,8 @@ def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"}
 
 
-def _give_memory_back() -> None:
-    gc.collect()
+def _trim() -> None:
+    """Gives freed memory back to the machine."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
@@ -136,7 +136,8 @@ def _give_memory_back() -> None:
 
 def _cpu_peak() -> Callable[[], int | None]:
     """Starts watching the memory of this process; the result tells by how much it grew at most, in bytes."""
-    _give_memory_back()  # what malloc keeps would hide what is taken next
+    gc.collect()
+    _trim()  # what malloc keeps would hide what is taken next
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:
