@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -156,7 +157,8 @@ def _measure(
                     record.rows.append(row)
                     progress.console.print(table.line(row))
                     if json is not None and time.monotonic() - saved > SAVED_EVERY:
-                        save(record, json)
+                        unfinished = f"unfinished: {len(record.rows)} of {len(chosen)} rows"
+                        save(replace(record, notes=[*record.notes, unfinished]), json)
                         saved = time.monotonic()
                     progress.advance(task)
     except KeyboardInterrupt:

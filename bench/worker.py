@@ -49,8 +49,8 @@ class Worker:
         """Sets the call up, runs it, and saves its results if it is told where; what was there before is let go.
 
         Returns:
-            setup_s, first_call_s, call_s (the second call's time, of long ones the first's) and peak_bytes, the most
-            memory that was in use over what there was with the inputs alone.
+            setup_s, first_call_s, call_s (the second call's time) and peak_bytes, the most memory that was in use over
+            what there was with the inputs alone.
         """
         self.job = None
         self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -61,9 +61,7 @@ class Worker:
         job = self.peer.prepare(replace(case, dropout=0.0), inputs, mode, dtype)
         setup_s = time.perf_counter() - start
         self.job = job
-        first_call_s = self._call_s = self._time()
-        if first_call_s < LONG_CALL:
-            self._call_s = self._time()
+        first_call_s, self._call_s = self._time(), self._time()
         peak_bytes = peak()
         if results is not None:
             with self._nan_memory():

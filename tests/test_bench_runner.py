@@ -290,6 +290,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "compared with" in capsys.readouterr().out
 
 
+def test_what_a_killed_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SAVED_EVERY", -1.0)
+    measured, path = runner.Runner.measure, tmp_path / "results.json"
+
+    def once(self: Runner, call: Call) -> Row:
+        if path.exists():
+            raise MemoryError
+        return measured(self, call)
+
+    monkeypatch.setattr(runner.Runner, "measure", once)
+    with pytest.raises(MemoryError):
+        run_command("--filter", "stream-step inference", "--json", str(path))
+    assert len(load(path).rows) == 1 and load(path).notes == ["unfinished: 1 of 2 rows"]
+
+
 def test_the_command_finds_a_slow_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     path = tmp_path / "results.json"
     assert run_command("--json", str(path)) == 0

@@ -10,11 +10,12 @@ from .base import Backend, Outputs, without_saved
 
 WRONG_GRADIENTS_FROM = 1024
 """The hidden size from which oneDNN's bfloat16 backward pass is off by 100 % (PyTorch 2.13, CPU with AMX, any T, B
-and input size; float32 and smaller sizes are right). Packed sequences and projections do not go through it."""
+and input size; float32 and smaller sizes are right). Packed sequences go through it where all are equally long,
+projections never."""
 
 
 def _supports(spec: LSTMSpec) -> str | None:
-    onednn = spec.device == "cpu" and not spec.packed and not spec.proj_size
+    onednn = spec.device == "cpu" and not spec.proj_size
     if onednn and spec.dtype == torch.bfloat16 and spec.grad and spec.hidden_size >= WRONG_GRADIENTS_FROM:
         return f"oneDNN's bfloat16 gradients are wrong from hidden_size {WRONG_GRADIENTS_FROM} on"
     if spec.lengths:
