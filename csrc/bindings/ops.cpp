@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cpu/lstm.h"
+#include "cpu/prepacked.h"
 #include "cpu/threads.h"
 #include "operators_schema.h"
 
@@ -77,6 +78,7 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
     m.def(schema.c_str());
     m.def(schema.insert(schema.find('('), "_python").c_str());
   }
+  m.def("prepacked_bytes() -> int", &prepacked_bytes);
 }
 
 TORCH_LIBRARY_IMPL(cnnlstm_fast, CPU, m) {

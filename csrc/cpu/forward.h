@@ -25,10 +25,18 @@ int64_t engine_length(int64_t K) {
   return sizeof(T) == 2 ? ceil_div(K, kEngineTile) * kEngineTile : K;
 }
 
+// Floats of the panel of W units: vectors i f g o, reduction over engine_length(K).
+template <class T>
+int64_t gate_panel_floats(int64_t K) {
+  return words<T>(engine_length<T>(K)) * 4 * W;
+}
+
 template <class T>
 struct ForwardScratch {
-  float* input_panels;   // blocks of W units: vectors i f g o, reduction over engine_length(I); or null
-  float* gate_panels;    // the same, reduction over engine_length(P); or null
+  float* to_pack_input;       // where to pack W_ih and W_hh, or null
+  float* to_pack_gates;
+  const float* input_panels;  // of W_ih, one for each block of W units; or null
+  const float* gate_panels;   // of W_hh
   float* output_panels;  // blocks of 4W outputs of the projection, reduction over H
   T* h[2];               // (B, ldp): h before and after a step, zero beyond P
   float* c;              // (B, ldh): zero beyond H
@@ -45,16 +53,23 @@ struct ForwardScratch {
     ldp = ceil_div(layer.P, 4 * W) * 4 * W;
     ldh = ceil_div(layer.H, W) * W;
     blocks = ceil_div(layer.H, W);
-    input_panel = words<T>(engine_length<T>(layer.I)) * 4 * W;
-    gate_panel = words<T>(engine_length<T>(layer.P)) * 4 * W;
+    input_panel = gate_panel_floats<T>(layer.I);
+    gate_panel = gate_panel_floats<T>(layer.P);
     output_blocks = d.w_hr == nullptr ? 0 : ceil_div(layer.P, 4 * W);
     output_panel = words<T>(layer.H) * 4 * W;
     ahead_rows = ceil_div(kAheadBytes, 16 * ldh);
     if (ahead_rows > layer.seq.T * B) ahead_rows = layer.seq.T * B;
     const int64_t rows = layer.seq.T * B, passes = layer.seq.T * ceil_div(B, kTileRows);
-    input_panels = rows < pack_input_rows(layer.engine) ? nullptr : arena.take<float>(blocks * input_panel);
-    gate_panels =
-        passes < pack_gate_passes(layer.engine, B) ? nullptr : arena.take<float>(blocks * gate_panel);
+    const auto to_pack = [&](const void* packed, bool pays, int64_t panel) {
+      return packed == nullptr && pays ? arena.take<float>(blocks * panel) : nullptr;
+    };
+    to_pack_input = to_pack(d.packed_w_ih, rows >= pack_input_rows(layer.engine), input_panel);
+    to_pack_gates = to_pack(d.packed_w_hh, passes >= pack_gate_passes(layer.engine, B), gate_panel);
+    const auto panels = [](const void* packed, const float* to_pack) {
+      return packed == nullptr ? to_pack : static_cast<const float*>(packed);
+    };
+    input_panels = panels(d.packed_w_ih, to_pack_input);
+    gate_panels = panels(d.packed_w_hh, to_pack_gates);
     output_panels = arena.take<float>(output_blocks * output_panel);
     h[0] = arena.take<T>(B * ldp);
     h[1] = arena.take<T>(B * ldp);
@@ -119,6 +134,13 @@ class Ahead {
     return end > share_.row_begin ? end - share_.row_begin : 0;
   }
 
+  // Of the units of block b, gate v.
+  CNNLSTM_INLINE vf bias_of(int64_t b, int v) const {
+    if (d_.b_ih == nullptr) return zero();
+    const int64_t first = v * layer_.H + b * W, n = layer_.H - b * W;
+    return load(static_cast<const T*>(d_.b_ih) + first, n) + load(static_cast<const T*>(d_.b_hh) + first, n);
+  }
+
   void compute(int64_t t) {
     int64_t count = 0;
     const int64_t first = t;
@@ -145,7 +167,7 @@ class Ahead {
   void multiply_on_engine(int64_t b, int64_t t, int64_t count) const {
     float* to = values_ + (b - first_block_) * 4 * W;
     for (int v = 0; v < 4; ++v) {
-      const vf bias = load(d_.bias + v * layer_.H + b * W, layer_.H - b * W);
+      const vf bias = bias_of(b, v);
       for (int64_t i = 0; i < count; ++i) store(to + i * stride_ + v * W, bias);
     }
     for (int64_t i = 0, n; i < count; i += n, t += d_.reverse ? -1 : 1) {
@@ -164,7 +186,7 @@ class Ahead {
     const T* x[M];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      const vf bias = load(d_.bias + v * layer_.H + b * W, layer_.H - b * W);
+      const vf bias = bias_of(b, v);
 #pragma GCC unroll 6
       for (int m = 0; m < M; ++m) acc[m][v] = bias;
     }
@@ -311,10 +333,10 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, con
   const Sequences& seq = layer.seq;
   const int64_t H = layer.H, P = layer.P;
   for (int64_t b = share.begin(scratch.blocks); b < share.end(scratch.blocks); ++b) {
-    if (scratch.input_panels != nullptr)
-      pack_gates(scratch.input_panels, scratch.input_panel, row<T>(d.w_ih, 0, layer.I), H, layer.I, b);
-    if (scratch.gate_panels != nullptr)
-      pack_gates(scratch.gate_panels, scratch.gate_panel, row<T>(d.w_hh, 0, P), H, P, b);
+    if (scratch.to_pack_input != nullptr)
+      pack_gates(scratch.to_pack_input, scratch.input_panel, row<T>(d.w_ih, 0, layer.I), H, layer.I, b);
+    if (scratch.to_pack_gates != nullptr)
+      pack_gates(scratch.to_pack_gates, scratch.gate_panel, row<T>(d.w_hh, 0, P), H, P, b);
   }
   for (int64_t b = share.begin(scratch.output_blocks); b < share.end(scratch.output_blocks); ++b) {
     pack_rows(scratch.output_panels + b * scratch.output_panel, row<T>(d.w_hr, b * 4 * W, H), H, W,

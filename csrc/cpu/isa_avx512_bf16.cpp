@@ -1,13 +1,12 @@
 #if defined(__x86_64__)
 
 #include "cpu/backward.h"
-#include "cpu/forward.h"
+#include "cpu/prepack.h"
 
 namespace cnnlstm {
 
 const Kernels& kernels_avx512_bf16() {
-  static const Kernels low{forward_workspace<bf16>, forward<bf16>, backward_workspace<bf16>, backward<bf16>};
-  return low;
+  return kKernels<bf16>;
 }
 
 }  // namespace cnnlstm

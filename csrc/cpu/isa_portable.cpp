@@ -1,13 +1,10 @@
 #include "cpu/backward.h"
-#include "cpu/forward.h"
+#include "cpu/prepack.h"
 
 namespace cnnlstm {
 
 const Kernels& kernels_portable(bool is_bf16) {
-  static const Kernels f32{forward_workspace<float>, forward<float>, backward_workspace<float>,
-                           backward<float>};
-  static const Kernels low{forward_workspace<bf16>, forward<bf16>, backward_workspace<bf16>, backward<bf16>};
-  return is_bf16 ? low : f32;
+  return is_bf16 ? kKernels<bf16> : kKernels<float>;
 }
 
 }  // namespace cnnlstm

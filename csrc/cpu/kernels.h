@@ -46,9 +46,12 @@ inline int64_t pack_input_rows(const MatrixEngine& engine) { return engine.multi
 struct ForwardDirection {
   bool reverse;
   const void* w_ih;   // (4H, I), gates in the order i f g o
-  const float* bias;  // (4H)
+  const void* b_ih;   // (4H), or null: no bias
+  const void* b_hh;   // (4H), or null
   const void* w_hh;   // (4H, P)
   const void* w_hr;   // (P, H), or null: no projection and P = H
+  const void* packed_w_ih;  // the same as Kernels::pack lays them out, or null: then they are packed here,
+  const void* packed_w_hh;  // where that pays
   const void* h0;     // (B, P)
   const void* c0;     // (B, H)
   void* h_n;          // (B, P), every element is written
@@ -113,6 +116,9 @@ struct Kernels {
   void (*forward)(const ForwardLayer&);
   size_t (*backward_workspace)(const BackwardLayer&);
   void (*backward)(const BackwardLayer&);
+  size_t (*packed_floats)(int64_t H, int64_t K);  // of the panels of a matrix (4H, K)
+  void (*pack)(float* panels, const void* weight, int64_t H, int64_t K, int threads);  // panels 64-byte aligned
+  uint64_t (*fingerprint)(const void* data, size_t bytes, int threads);
 };
 
 const Kernels& kernels_portable(bool is_bf16);

@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/lstm.h"
+#include "cpu/prepacked.h"
 #include "cpu/problem.h"
 
 namespace cnnlstm {
@@ -16,6 +17,10 @@ at::Tensor padded_rows(const at::Tensor& x, const MatrixEngine& engine) {
   const int64_t unit = engine.multiply != nullptr && x.size(0) >= pack_input_rows(engine) ? kEngineTile : 2;
   const int64_t missing = (unit - x.size(1) % unit) % unit;
   return missing == 0 ? x.contiguous() : at::constant_pad_nd(x, {0, missing});
+}
+
+const void* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
 // ATen's BRGEMM micro-kernels, where they run on AMX.
@@ -69,19 +74,26 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
     layer.input = x.const_data_ptr();
     layer.input_stride = x.stride(0);
     layer.I = l == 0 ? p.I : width;
-    at::Tensor w_ih[2], bias[2], w_hh[2], w_hr[2];
+    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], packed_w_ih[2], packed_w_hh[2];
     for (int64_t d = 0; d < p.D; ++d) {
       const int64_t state = l * p.D + d;
       w_ih[d] = p.w_ih(l, d).contiguous();
-      bias[d] = p.bias(l, d);
       w_hh[d] = p.w_hh(l, d);
+      if (p.has_bias) b_ih[d] = p.b_ih(l, d), b_hh[d] = p.b_hh(l, d);
       if (p.has_projection) w_hr[d] = p.w_hr(l, d);
       ForwardDirection& to = layer.direction[d];
       to.reverse = d == 1;
       to.w_ih = w_ih[d].const_data_ptr();
-      to.bias = bias[d].const_data_ptr<float>();
+      to.b_ih = data_or_null(b_ih[d]);
+      to.b_hh = data_or_null(b_hh[d]);
       to.w_hh = w_hh[d].const_data_ptr();
-      to.w_hr = p.has_projection ? w_hr[d].const_data_ptr() : nullptr;
+      to.w_hr = data_or_null(w_hr[d]);
+      if (!for_backward) {  // in training the weights change from call to call
+        packed_w_ih[d] = prepacked(p.w_ih(l, d), kernel, p.threads);
+        packed_w_hh[d] = prepacked(p.w_hh(l, d), kernel, p.threads);
+      }
+      to.packed_w_ih = data_or_null(packed_w_ih[d]);
+      to.packed_w_hh = data_or_null(packed_w_hh[d]);
       to.h0 = first_h.select(0, state).const_data_ptr();
       to.c0 = first_c.select(0, state).const_data_ptr();
       to.h_n = h_n.select(0, state).mutable_data_ptr();

@@ -186,11 +186,6 @@ void Problem::index_rows() {
   }
 }
 
-at::Tensor Problem::bias(int64_t l, int64_t d) const {
-  if (!has_bias) return at::zeros({4 * H}, at::kFloat);
-  return at::add(weight(l, d, 2).to(at::kFloat), weight(l, d, 3).to(at::kFloat));
-}
-
 at::Tensor Problem::input_rows(const at::Tensor& input, bool compact, RowMap* map) {
   *map = seq.compact;
   if (packed) return input;

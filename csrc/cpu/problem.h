@@ -29,11 +29,12 @@ struct Problem {
   at::Tensor gather;  // ragged only: (valid_rows) int64, the caller's row of each compact row
   int threads;        // that are worth sharing one layer among
 
-  // Of layer l, direction d. The recurrent ones and the projection are contiguous.
+  // Of layer l, direction d. All but w_ih are contiguous.
   at::Tensor w_ih(int64_t l, int64_t d) const { return weight(l, d, 0); }
   at::Tensor w_hh(int64_t l, int64_t d) const { return weight(l, d, 1).contiguous(); }
   at::Tensor w_hr(int64_t l, int64_t d) const { return weight(l, d, weights_per_direction - 1).contiguous(); }
-  at::Tensor bias(int64_t l, int64_t d) const;  // (4H) float: b_ih + b_hh
+  at::Tensor b_ih(int64_t l, int64_t d) const { return weight(l, d, 2).contiguous(); }
+  at::Tensor b_hh(int64_t l, int64_t d) const { return weight(l, d, 3).contiguous(); }
 
   // The input as a matrix of its valid rows in compact order, or of all its rows in any order that needs no
   // copy; `map` says where (t, r) lies. The map lives as long as the problem.

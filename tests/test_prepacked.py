@@ -1,0 +1,158 @@
+"""Weights that the CPU kernels keep packed between inferences: never stale, let go with the weights."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cnnlstm_fast
+from cnnlstm_fast import _native
+
+pytestmark = pytest.mark.skipif(not _native.available, reason="needs the native part")
+CALLS = 4  # noted, packed, and twice from what is kept
+
+
+def _layer(dtype: torch.dtype = torch.float32, H: int = 40, I: int = 24, **kwargs: object) -> cnnlstm_fast.LSTM:
+    return cnnlstm_fast.LSTM(I, H, backend="cpu", dtype=dtype, **kwargs).eval()
+
+
+def _check(layer: cnnlstm_fast.LSTM, T: int = 5, B: int = 2) -> None:
+    """The layer computes with the weights that it has now."""
+    x = torch.randn(T, B, layer.input_size, dtype=layer.weight_ih_l0.dtype)
+    twin = nn.LSTM(layer.input_size, layer.hidden_size, layer.num_layers, dtype=torch.float64)
+    twin.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        got, want = layer(x)[0], twin(x.double())[0]
+    tolerance = 2e-6 if x.dtype == torch.float32 else 1e-2
+    error = (got.double() - want).norm() / want.norm()
+    assert error < tolerance, f"the weights before the edit were used: error {error:.1e}"
+
+
+def _in_place(weight: Tensor) -> None:
+    with torch.no_grad():
+        weight.mul_(1.5)
+
+
+def _one_number(weight: Tensor) -> None:
+    weight.data[-1, -1] += 40.0
+
+
+def _numpy(weight: Tensor) -> None:
+    weight.detach().view(torch.int16 if weight.element_size() == 2 else torch.int32).numpy()[3] = 0
+
+
+def _two_rows_swapped(weight: Tensor) -> None:
+    weight.data[[2, 19]] = weight.data[[19, 2]].clone()
+
+
+def _other_memory(weight: Tensor) -> None:
+    weight.data = torch.randn_like(weight)
+
+
+EDITS: dict[str, Callable[[Tensor], None]] = {
+    "in place": _in_place,
+    "past autograd": lambda weight: weight.data.add_(0.5),
+    "all signs": lambda weight: weight.data.neg_(),
+    "one number": _one_number,
+    "NumPy": _numpy,
+    "two rows swapped": _two_rows_swapped,
+    "other memory": _other_memory,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("calls", range(CALLS))
+def test_an_edit_is_seen_by_the_next_call(
+    edit: Callable[[Tensor], None], name: str, dtype: torch.dtype, calls: int
+) -> None:
+    layer = _layer(dtype)
+    for _ in range(calls):
+        _check(layer)
+    edit(getattr(layer, name))
+    for _ in range(CALLS):
+        _check(layer)
+
+
+def test_replaced_weights_are_seen() -> None:
+    layer = _layer()
+    for _ in range(20):  # memory that was freed is given to the next weights
+        for _ in range(CALLS):
+            _check(layer)
+        layer.weight_hh_l0 = nn.Parameter(torch.randn_like(layer.weight_hh_l0))
+
+
+def test_new_layers_in_old_memory_are_seen() -> None:
+    for _ in range(20):
+        layer = _layer()
+        for _ in range(CALLS):
+            _check(layer)
+
+
+@pytest.mark.parametrize(("T", "B"), [(1, 1), (1, 9), (40, 1), (3, 40), (120, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_size_is_right_from_what_is_kept(T: int, B: int, dtype: torch.dtype) -> None:
+    layer = _layer(dtype, H=100, I=37)
+    for _ in range(CALLS):
+        _check(layer, T, B)
+
+
+def test_the_same_call_gives_the_same_bits_packed_before_or_in_the_call() -> None:
+    layer, x = _layer(H=64), torch.randn(200, 3, 24)
+    with torch.no_grad():
+        first, *later = [layer(x)[0] for _ in range(CALLS)]
+    assert all(torch.equal(first, output) for output in later)
+
+
+def test_inference_tensors_and_slices_of_one_buffer() -> None:
+    with torch.inference_mode():
+        layer = _layer()
+        for _ in range(CALLS):
+            _check(layer)
+        layer.weight_hh_l0.mul_(2.0)
+        _check(layer)
+    layer = _layer(H=24)
+    both = torch.randn(2, 96, 24)
+    layer.weight_ih_l0, layer.weight_hh_l0 = nn.Parameter(both[0]), nn.Parameter(both[1])
+    for _ in range(CALLS):
+        _check(layer)
+
+
+def test_what_is_kept_goes_with_the_weights_and_training_keeps_nothing() -> None:
+    gc.collect()
+    before = torch.ops.cnnlstm_fast.prepacked_bytes()
+    layer = _layer(H=64, I=32)
+    for _ in range(CALLS):
+        layer.train()(torch.randn(4, 2, 32))[0].sum().backward()
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == before
+    for _ in range(CALLS):
+        _check(layer.eval())
+    kept = torch.ops.cnnlstm_fast.prepacked_bytes() - before
+    assert kept == 4 * (layer.weight_ih_l0.numel() + layer.weight_hh_l0.numel())
+    del layer
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == before
+
+
+def test_several_callers_at_once() -> None:
+    layer = _layer(H=64, num_layers=2)
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            for _ in range(30):
+                _check(layer)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
