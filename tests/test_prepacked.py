@@ -56,7 +56,7 @@ def _other_memory(weight: Tensor) -> None:
 
 EDITS: dict[str, Callable[[Tensor], None]] = {
     "in place": _in_place,
-    "past autograd": lambda weight: weight.data.add_(0.5),
+    "past autograd": lambda weight: weight.data.add_(0.05),
     "all signs": lambda weight: weight.data.neg_(),
     "one number": _one_number,
     "NumPy": _numpy,

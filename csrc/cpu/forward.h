@@ -11,14 +11,6 @@ namespace {
 // Gate inputs are computed ahead for as many steps as fit this many bytes of a thread's L2.
 constexpr int64_t kAheadBytes = 1 << 18;
 
-// Fewer rows than this go faster without the matrix engine.
-constexpr int64_t kEngineRows = 8;
-
-// The same for W_hh, in passes of up to kTileRows rows.
-inline int64_t pack_gate_passes(const MatrixEngine& engine, int64_t B) {
-  return engine.multiply == nullptr || B < kEngineRows ? 48 : 4;
-}
-
 // Up to where the rows that the matrix engine multiplies are filled with zeros.
 template <class T>
 int64_t engine_length(int64_t K) {
@@ -59,12 +51,11 @@ struct ForwardScratch {
     output_panel = words<T>(layer.H) * 4 * W;
     ahead_rows = ceil_div(kAheadBytes, 16 * ldh);
     if (ahead_rows > layer.seq.T * B) ahead_rows = layer.seq.T * B;
-    const int64_t rows = layer.seq.T * B, passes = layer.seq.T * ceil_div(B, kTileRows);
     const auto to_pack = [&](const void* packed, bool pays, int64_t panel) {
       return packed == nullptr && pays ? arena.take<float>(blocks * panel) : nullptr;
     };
-    to_pack_input = to_pack(d.packed_w_ih, rows >= pack_input_rows(layer.engine), input_panel);
-    to_pack_gates = to_pack(d.packed_w_hh, passes >= pack_gate_passes(layer.engine, B), gate_panel);
+    to_pack_input = to_pack(d.packed_w_ih, pays_to_pack_input(layer, layer.seq.T * B), input_panel);
+    to_pack_gates = to_pack(d.packed_w_hh, pays_to_pack_gates(layer), gate_panel);
     const auto panels = [](const void* packed, const float* to_pack) {
       return packed == nullptr ? to_pack : static_cast<const float*>(packed);
     };
@@ -352,7 +343,10 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, con
     const int64_t end = share.row_end < seq.active[t] ? share.row_end : seq.active[t];
     const bool engine = uses_engine(layer, scratch.gate_panels, scratch.ldp, end - share.row_begin);
     const ForwardStep<T> now{layer, d, scratch, ahead, t, engine, int(step & 1)};
-    for (int64_t b = share.panel_begin(scratch.blocks); b < share.panel_end(scratch.blocks); ++b) {
+    const int64_t first_block = share.panel_begin(scratch.blocks), end_block = share.panel_end(scratch.blocks);
+    for (int64_t k = first_block; k < end_block; ++k) {
+      // Every other step backwards: the weights that were read last are still in the cache.
+      const int64_t b = step % 2 == 0 ? k : first_block + end_block - 1 - k;
       if (engine) {
         layer.engine.multiply(end - share.row_begin, 4 * W, engine_length<T>(P), scratch.ldp, 4 * W,
                               ahead.stride(), scratch.h[step & 1] + share.row_begin * scratch.ldp,

@@ -39,9 +39,8 @@ struct MatrixEngine {
 // The matrix engine multiplies rows of whole tiles of so many bf16.
 constexpr int64_t kEngineTile = 32;
 
-// Packing costs about as much as it gains when W_ih is read for fewer rows than this. The matrix engine gains
-// more.
-inline int64_t pack_input_rows(const MatrixEngine& engine) { return engine.multiply == nullptr ? 96 : 24; }
+// Fewer rows than this go faster without the matrix engine.
+constexpr int64_t kEngineRows = 8;
 
 struct ForwardDirection {
   bool reverse;
@@ -50,8 +49,8 @@ struct ForwardDirection {
   const void* b_hh;   // (4H), or null
   const void* w_hh;   // (4H, P)
   const void* w_hr;   // (P, H), or null: no projection and P = H
-  const void* packed_w_ih;  // the same as Kernels::pack lays them out, or null: then they are packed here,
-  const void* packed_w_hh;  // where that pays
+  const void* packed_w_ih;  // as Kernels::pack lays it out, or null: then it is packed here, where that pays
+  const void* packed_w_hh;
   const void* h0;     // (B, P)
   const void* c0;     // (B, H)
   void* h_n;          // (B, P), every element is written
@@ -75,9 +74,15 @@ struct ForwardLayer {
   int64_t P;
   int D;
   int threads;
+  bool keeps_weights;  // from call to call: they are handed in packed when they come again
   ForwardDirection direction[2];
   void* workspace;  // forward_workspace() bytes, 64-byte aligned
 };
+
+// Whether packing W_ih, read for so many rows, or W_hh costs less than it gains. Weights that are kept from call to
+// call cost a reading, to see that they are the same.
+bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows);
+bool pays_to_pack_gates(const ForwardLayer& layer);
 
 struct BackwardDirection {
   bool reverse;
@@ -110,6 +115,12 @@ struct BackwardLayer {
   void* workspace;  // backward_workspace() bytes, 64-byte aligned
 };
 
+struct Span {
+  const void* data;
+  size_t bytes;
+  uint64_t fingerprint;
+};
+
 // One instruction set, one dtype.
 struct Kernels {
   size_t (*forward_workspace)(const ForwardLayer&);
@@ -118,7 +129,7 @@ struct Kernels {
   void (*backward)(const BackwardLayer&);
   size_t (*packed_floats)(int64_t H, int64_t K);  // of the panels of a matrix (4H, K)
   void (*pack)(float* panels, const void* weight, int64_t H, int64_t K, int threads);  // panels 64-byte aligned
-  uint64_t (*fingerprint)(const void* data, size_t bytes, int threads);
+  void (*fingerprint)(Span* spans, int count, int threads);
 };
 
 const Kernels& kernels_portable(bool is_bf16);

@@ -12,9 +12,10 @@ namespace {
 
 // x (rows, I) as the kernels read it: dense, and in bf16 with zeros appended up to a whole word of two, or up
 // to a whole tile of the matrix engine where it will be used.
-at::Tensor padded_rows(const at::Tensor& x, const MatrixEngine& engine) {
+at::Tensor padded_rows(const at::Tensor& x, const ForwardLayer& layer) {
   if (x.scalar_type() != at::kBFloat16) return x.contiguous();
-  const int64_t unit = engine.multiply != nullptr && x.size(0) >= pack_input_rows(engine) ? kEngineTile : 2;
+  const bool engine = layer.engine.multiply != nullptr && pays_to_pack_input(layer, x.size(0));
+  const int64_t unit = engine ? kEngineTile : 2;
   const int64_t missing = (unit - x.size(1) % unit) % unit;
   return missing == 0 ? x.contiguous() : at::constant_pad_nd(x, {0, missing});
 }
@@ -33,6 +34,24 @@ MatrixEngine matrix_engine(at::ScalarType dtype) {
                                         static_cast<const at::BFloat16*>(B), C);
           },
           [] { at::native::cpublas::brgemm_release(); }};
+}
+
+// Panels of w_ih and w_hh of each layer and direction in turn, undefined where there are none to hand on.
+std::vector<at::Tensor> kept_panels(const Problem& p, const ForwardLayer& layer, const Kernels& kernel) {
+  std::vector<at::Tensor> panels(2 * p.L * p.D), weights;
+  if (!layer.keeps_weights) return panels;
+  std::vector<int64_t> places;
+  for (int64_t state = 0; state < p.L * p.D; ++state) {
+    if (pays_to_pack_input(layer, p.T * p.B)) places.push_back(2 * state);
+    if (pays_to_pack_gates(layer)) places.push_back(2 * state + 1);
+  }
+  for (int64_t place : places) {
+    const int64_t l = place / 2 / p.D, d = place / 2 % p.D;
+    weights.push_back(place % 2 == 0 ? p.w_ih(l, d) : p.w_hh(l, d));
+  }
+  std::vector<at::Tensor> found = prepacked(weights, kernel);
+  for (size_t i = 0; i < places.size(); ++i) panels[places[i]] = std::move(found[i]);
+  return panels;
 }
 
 }  // namespace
@@ -63,18 +82,20 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   layer.P = p.P;
   layer.D = int(p.D);
   layer.threads = p.threads;
+  layer.keeps_weights = !for_backward;  // in training they change from call to call
   layer.engine = matrix_engine(input.scalar_type());
+  const std::vector<at::Tensor> panels = kept_panels(p, layer, kernel);
   at::Tensor x = p.input_rows(input, false, &layer.input_rows);
   for (int64_t l = 0; l < p.L; ++l) {
     const bool last = l == p.L - 1;
     const at::Tensor inner = last           ? output
                              : for_backward ? hidden.select(0, l)
                                             : at::empty({p.valid_rows, width}, p.options);
-    x = padded_rows(x, layer.engine);
+    x = padded_rows(x, layer);
     layer.input = x.const_data_ptr();
     layer.input_stride = x.stride(0);
     layer.I = l == 0 ? p.I : width;
-    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], packed_w_ih[2], packed_w_hh[2];
+    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
     for (int64_t d = 0; d < p.D; ++d) {
       const int64_t state = l * p.D + d;
       w_ih[d] = p.w_ih(l, d).contiguous();
@@ -88,12 +109,8 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
       to.b_hh = data_or_null(b_hh[d]);
       to.w_hh = w_hh[d].const_data_ptr();
       to.w_hr = data_or_null(w_hr[d]);
-      if (!for_backward) {  // in training the weights change from call to call
-        packed_w_ih[d] = prepacked(p.w_ih(l, d), kernel, p.threads);
-        packed_w_hh[d] = prepacked(p.w_hh(l, d), kernel, p.threads);
-      }
-      to.packed_w_ih = data_or_null(packed_w_ih[d]);
-      to.packed_w_hh = data_or_null(packed_w_hh[d]);
+      to.packed_w_ih = data_or_null(panels[2 * state]);
+      to.packed_w_hh = data_or_null(panels[2 * state + 1]);
       to.h0 = first_h.select(0, state).const_data_ptr();
       to.c0 = first_c.select(0, state).const_data_ptr();
       to.h_n = h_n.select(0, state).mutable_data_ptr();

@@ -29,68 +29,87 @@ void pack(float* panels, const void* weight, int64_t H, int64_t K, int threads) 
       &context);
 }
 
+using vq = uint64_t __attribute__((vector_size(W * 4)));
+
+// The product of the two halves of each 64-bit lane.
+CNNLSTM_INLINE vq multiply_halves(vq x) {
+#if defined(__AVX512F__)
+  return (vq)_mm512_maskz_mul_epu32(0xff, (__m512i)x, (__m512i)(x >> 32));
+#elif defined(__AVX2__)
+  return (vq)_mm256_mul_epu32((__m256i)x, (__m256i)(x >> 32));
+#else
+  return (x & 0xffffffffu) * (x >> 32);
+#endif
+}
+
 constexpr int64_t kChunkBytes = 1 << 15;
 
-// One multiplication and rotation a word, in lanes; each step can be undone, so that no change of a single word
-// is lost.
+// A sum of the words sees each change alone; a sum of products with a key that goes with the place sees those that
+// make up for each other, such as two rows exchanged (XXH3, https://github.com/Cyan4973/xxHash, is built from the
+// same two). Runs at the speed of reading.
 inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
-  constexpr int kChains = 4;  // multiplications that do not wait for each other
-  constexpr int64_t kVector = sizeof(vu);
-  vu state[kChains];
-  for (int j = 0; j < kChains; ++j) state[j] = vu{} + uint32_t(seed * 4 + j + 1);
-  const auto mix = [](vu state, vu x) {
-    const vu y = (state ^ x) * 0x9e3779b1u;
-    return y << 13 | y >> 19;
+  constexpr int kChains = 4;  // sums that do not wait for each other
+  constexpr int64_t kVector = sizeof(vq);
+  vq words[kChains]{}, products[kChains]{}, keys[kChains];
+  for (int j = 0; j < kChains; ++j) keys[j] = vq{} + (seed * kChains + j + 1) * 0x9e3779b97f4a7c15u;
+  const auto add = [&](int j, vq x) {
+    words[j] += x;
+    products[j] += multiply_halves(x ^ keys[j]);
+    keys[j] += vq{} + 0xc2b2ae3d27d4eb4fu;
   };
   int64_t i = 0;
   for (; i + kChains * kVector <= count; i += kChains * kVector) {
 #pragma GCC unroll 4
     for (int j = 0; j < kChains; ++j) {
-      vu x;
+      vq x;
       std::memcpy(&x, bytes + i + j * kVector, kVector);
-      state[j] = mix(state[j], x);
+      add(j, x);
     }
   }
   for (; i < count; i += kVector) {
-    vu x{};
+    vq x{};
     std::memcpy(&x, bytes + i, count - i < kVector ? count - i : kVector);
-    state[0] = mix(state[0], x);
+    add(0, x);
   }
   uint64_t hash = seed;
-  for (const vu& chain : state) {
-    for (int lane = 0; lane < W; ++lane) {
-      hash = (hash ^ chain[lane]) * 0x9e3779b97f4a7c15u;
-      hash ^= hash >> 32;
+  for (int j = 0; j < kChains; ++j) {
+    for (int lane = 0; lane < int(kVector / 8); ++lane) {
+      for (const uint64_t part : {words[j][lane], products[j][lane]}) {
+        hash = (hash ^ part) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+      }
     }
   }
   return hash;
 }
 
-inline uint64_t fingerprint(const void* data, size_t bytes, int threads) {
+inline void fingerprint(Span* spans, int count, int threads) {
   struct Context {
-    const char* data;
-    int64_t bytes;
-    uint64_t sum;
-  } context{static_cast<const char*>(data), int64_t(bytes), 0};
+    Span* spans;
+    int count;
+  } context{spans, count};
+  for (int s = 0; s < count; ++s) spans[s].fingerprint = 0;
   run_team(
       threads,
       [](void* pointer, int rank, int size) {
-        Context& c = *static_cast<Context*>(pointer);
-        const int64_t chunks = ceil_div(c.bytes, kChunkBytes);
-        uint64_t sum = 0;
-        for (int64_t k = chunks * rank / size; k < chunks * (rank + 1) / size; ++k) {
-          const int64_t begin = k * kChunkBytes, left = c.bytes - begin;
-          sum += hash_chunk(c.data + begin, left < kChunkBytes ? left : kChunkBytes, k);
+        const Context& c = *static_cast<Context*>(pointer);
+        for (int s = 0; s < c.count; ++s) {
+          Span& span = c.spans[s];
+          const int64_t bytes = span.bytes, chunks = ceil_div(bytes, kChunkBytes);
+          uint64_t sum = 0;  // which thread adds which chunk makes no difference
+          for (int64_t k = chunks * rank / size; k < chunks * (rank + 1) / size; ++k) {
+            const int64_t begin = k * kChunkBytes;
+            sum += hash_chunk(static_cast<const char*>(span.data) + begin, std::min(bytes - begin, kChunkBytes), k);
+          }
+          __atomic_fetch_add(&span.fingerprint, sum, __ATOMIC_RELAXED);
         }
-        __atomic_fetch_add(&c.sum, sum, __ATOMIC_RELAXED);
       },
       &context);
-  return context.sum;
 }
 
 template <class T>
-constexpr Kernels kKernels{forward_workspace<T>, forward<T>,       backward_workspace<T>, backward<T>,
-                           packed_floats<T>,     pack<T>,          fingerprint};
+constexpr Kernels kKernels{forward_workspace<T>, forward<T>, backward_workspace<T>, backward<T>,
+                           packed_floats<T>,     pack<T>,    fingerprint};
 
 }  // namespace
 }  // namespace cnnlstm
