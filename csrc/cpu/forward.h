@@ -11,6 +11,9 @@ namespace {
 // Gate inputs are computed ahead for as many steps as fit this many bytes of a thread's L2.
 constexpr int64_t kAheadBytes = 1 << 18;
 
+// Words of W_ih's panel that stay in L2 while all rows pass by.
+constexpr int64_t kPieceWords = 512;
+
 // Up to where the rows that the matrix engine multiplies are filled with zeros.
 template <class T>
 int64_t engine_length(int64_t K) {
@@ -75,6 +78,24 @@ struct ForwardScratch {
 inline bool uses_engine(const ForwardLayer& layer, const float* panels, int64_t stride, int64_t rows) {
   return layer.engine.multiply != nullptr && panels != nullptr && stride % kEngineTile == 0 &&
          rows >= kEngineRows;
+}
+
+template <int M>
+CNNLSTM_INLINE void load_tile(vf (&acc)[M][4], const float* from, int64_t stride) {
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) acc[m][v] = load(from + m * stride + v * W);
+  }
+}
+
+template <int M>
+CNNLSTM_INLINE void store_tile(const vf (&acc)[M][4], float* to, int64_t stride) {
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) store(to + m * stride + v * W, acc[m][v]);
+  }
 }
 
 // Packs block b of the gates' weights w (4H, K), with zeros up to the panel's end.
@@ -147,8 +168,14 @@ class Ahead {
     for (int64_t b = first_block_; b < end_block_; ++b) {
       if (uses_engine(layer_, scratch_.input_panels, layer_.input_stride, count)) {
         multiply_on_engine(b, first, count);
+      } else if (scratch_.input_panels != nullptr) {
+        const int64_t n = words<T>(layer_.I);
+        for (int64_t k = 0; k < n; k += kPieceWords) {
+          const int64_t end = std::min(k + kPieceWords, n);
+          for_row_tiles(0, count, [&](auto m, int64_t i) { piece<m.value>(b, i, k, end); });
+        }
       } else {
-        for_row_tiles(0, count, [&](auto m, int64_t i) { tile<m.value>(b, i); });
+        for_row_tiles(0, count, [&](auto m, int64_t i) { whole<m.value>(b, i); });
       }
     }
   }
@@ -172,28 +199,41 @@ class Ahead {
   }
 
   template <int M>
-  void tile(int64_t b, int64_t i) const {
-    vf acc[M][4];
-    const T* x[M];
+  CNNLSTM_INLINE void start(vf (&acc)[M][4], int64_t b) const {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       const vf bias = bias_of(b, v);
 #pragma GCC unroll 6
       for (int m = 0; m < M; ++m) acc[m][v] = bias;
     }
+  }
+
+  // Words [k, end) of the product of block b with rows [i, i + M) of input_rows.
+  template <int M>
+  void piece(int64_t b, int64_t i, int64_t k, int64_t end) const {
+    vf acc[M][4];
+    float* to = values_ + i * stride_ + (b - first_block_) * 4 * W;
+    if (k == 0) {
+      start<M>(acc, b);
+    } else {
+      load_tile<M>(acc, to, stride_);
+    }
+    const T* x[M];
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) x[m] = rows_[i + m] + k * kPerWord<T>;
+    multiply<M, T>(acc, scratch_.input_panels + b * scratch_.input_panel + k * 4 * W, x, end - k);
+    store_tile<M>(acc, to, stride_);
+  }
+
+  template <int M>
+  void whole(int64_t b, int64_t i) const {
+    vf acc[M][4];
+    start<M>(acc, b);
+    const T* x[M];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) x[m] = rows_[i + m];
-    if (scratch_.input_panels != nullptr) {
-      multiply<M, T>(acc, scratch_.input_panels + b * scratch_.input_panel, x, words<T>(layer_.I));
-    } else {
-      multiply_unpacked<M, T>(acc, row<T>(d_.w_ih, b * W, layer_.I), layer_.H, layer_.H - b * W, x, layer_.I);
-    }
-    float* to = values_ + i * stride_ + (b - first_block_) * 4 * W;
-#pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) store(to + m * stride_ + v * W, acc[m][v]);
-    }
+    multiply_unpacked<M, T>(acc, row<T>(d_.w_ih, b * W, layer_.I), layer_.H, layer_.H - b * W, x, layer_.I);
+    store_tile<M>(acc, values_ + i * stride_ + (b - first_block_) * 4 * W, stride_);
   }
 
   const ForwardLayer& layer_;
@@ -251,11 +291,7 @@ struct ForwardStep {
     const Sequences& seq = layer.seq;
     const int64_t H = layer.H, u = b * W, n = H - u;
     vf acc[M][4];
-#pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) acc[m][v] = load(ahead.at_block(b, r) + m * ahead.stride() + v * W);
-    }
+    load_tile<M>(acc, ahead.at_block(b, r), ahead.stride());
     if (!multiplied) add_recurrent<M>(acc, b, r);
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) {

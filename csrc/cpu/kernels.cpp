@@ -1,23 +1,31 @@
 #include "cpu/kernels.h"
 
-#include <cstdlib>
 #include "cpu/isa.h"
 
 namespace cnnlstm {
 
+namespace {
+
+// Rows that one pass over the weights serves, at most.
+constexpr int64_t kRowsPerPass = 6;
+
+// From how many uses on packing pays (docs/notes/cpu.md). Kept panels cost a reading of the weights to see that they
+// are the same, which is nothing to what packing costs while L2 holds them.
+int64_t worthwhile_uses(const ForwardLayer& layer, int64_t width, int64_t when_packed_here) {
+  if (!layer.keeps_weights) return when_packed_here;
+  return 4 * layer.H * width <= (1 << 17) ? 6 : when_packed_here / 2;
+}
+
+}  // namespace
+
 bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows) {
-  if (layer.engine.multiply != nullptr) return rows >= 24;
-  static const int kept=getenv("R0")?atoi(getenv("R0")):4;
-  return rows >= (layer.keeps_weights ? kept : 96);
+  return rows >= (layer.engine.multiply != nullptr ? 24 : worthwhile_uses(layer, layer.I, 96));
 }
 
 bool pays_to_pack_gates(const ForwardLayer& layer) {
-  const Sequences& seq = layer.seq;
-  // six rows are one pass over W_hh
-  const int64_t passes = seq.T * ((seq.B + 5) / 6);
-  if (layer.engine.multiply != nullptr && seq.B >= kEngineRows) return passes >= 4;
-  static const int kept=getenv("P0")?atoi(getenv("P0")):4;
-  return passes >= (layer.keeps_weights ? kept : 48);
+  const int64_t passes = layer.seq.T * ((layer.seq.B + kRowsPerPass - 1) / kRowsPerPass);
+  if (layer.engine.multiply != nullptr && layer.seq.B >= kEngineRows) return passes >= 4;
+  return passes >= worthwhile_uses(layer, layer.P, 48);
 }
 
 const Kernels& kernels(bool is_bf16) {

@@ -37,11 +37,12 @@ MatrixEngine matrix_engine(at::ScalarType dtype) {
 }
 
 // Panels of w_ih and w_hh of each layer and direction in turn, undefined where there are none to hand on.
-std::vector<at::Tensor> kept_panels(const Problem& p, const ForwardLayer& layer, const Kernels& kernel) {
+std::vector<at::Tensor> kept_panels(const Problem& p, ForwardLayer layer, const Kernels& kernel) {
   std::vector<at::Tensor> panels(2 * p.L * p.D), weights;
   if (!layer.keeps_weights) return panels;
   std::vector<int64_t> places;
   for (int64_t state = 0; state < p.L * p.D; ++state) {
+    layer.I = state < p.D ? p.I : p.D * p.P;
     if (pays_to_pack_input(layer, p.T * p.B)) places.push_back(2 * state);
     if (pays_to_pack_gates(layer)) places.push_back(2 * state + 1);
   }
