@@ -8,7 +8,8 @@ namespace cnnlstm {
 
 class Barrier {
  public:
-  // Returns when `size` threads have called it; what they wrote before is visible to all after.
+  // Returns when `size` threads have called it; what they wrote before is visible to all after. Spins for a
+  // moment, then sleeps.
   void wait(int size);
 
  private:
@@ -16,13 +17,19 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> phase_{0};
 };
 
+// Nanoseconds that this thread has slept in barriers since it last asked.
+int64_t take_time_asleep();
+
 // Whether this process was forked from one that had loaded this library. Its OpenMP runtime then
 // believes in worker threads that no longer exist and would wait for them for ever.
 bool is_forked_child();
 
+// Whether other threads of the machine have lately kept a team's threads from running at once.
+bool is_crowded();
+
 // Runs body(context, rank, size) on a team of `size` <= wanted threads, 0 <= rank < size; the calling
 // thread is rank 0. The team is smaller where OpenMP gives fewer threads, and 1 inside another
-// parallel region or in a forked child.
+// parallel region, in a forked child, or where is_crowded().
 void run_team(int wanted, void (*body)(void* context, int rank, int size), void* context);
 
 }  // namespace cnnlstm
