@@ -9,23 +9,20 @@ namespace {
 // Rows that one pass over the weights serves, at most.
 constexpr int64_t kRowsPerPass = 6;
 
-// From how many uses on packing pays (docs/notes/cpu.md). Kept panels cost a reading of the weights to see that they
-// are the same, which is nothing to what packing costs while L2 holds them.
-int64_t worthwhile_uses(const ForwardLayer& layer, int64_t width, int64_t when_packed_here) {
-  if (!layer.keeps_weights) return when_packed_here;
-  return 4 * layer.H * width <= (1 << 17) ? 6 : when_packed_here / 2;
-}
+// From how many uses on packing a matrix (4H, K) pays (docs/notes/cpu.md). Panels kept from call to call cost a
+// reading of the weights, to see that they are the same; where L2 does not hold them, that is most of a use.
+int64_t worthwhile_uses(int64_t H, int64_t K) { return 4 * H * K <= 1 << 17 ? 6 : 24; }
 
 }  // namespace
 
 bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows) {
-  return rows >= (layer.engine.multiply != nullptr ? 24 : worthwhile_uses(layer, layer.I, 96));
+  return rows >= (layer.engine.multiply != nullptr ? 24 : 2 * worthwhile_uses(layer.H, layer.I));
 }
 
 bool pays_to_pack_gates(const ForwardLayer& layer) {
   const int64_t passes = layer.seq.T * ((layer.seq.B + kRowsPerPass - 1) / kRowsPerPass);
   if (layer.engine.multiply != nullptr && layer.seq.B >= kEngineRows) return passes >= 4;
-  return passes >= worthwhile_uses(layer, layer.P, 48);
+  return passes >= worthwhile_uses(layer.H, layer.P);
 }
 
 const Kernels& kernels(bool is_bf16) {

@@ -74,13 +74,11 @@ struct ForwardLayer {
   int64_t P;
   int D;
   int threads;
-  bool keeps_weights;  // from call to call: they are handed in packed when they come again
   ForwardDirection direction[2];
   void* workspace;  // forward_workspace() bytes, 64-byte aligned
 };
 
-// Whether packing W_ih, read for so many rows, or W_hh costs less than it gains. Weights that are kept from call to
-// call cost a reading, to see that they are the same.
+// Whether packing W_ih, read for so many rows, or W_hh costs less than it gains.
 bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows);
 bool pays_to_pack_gates(const ForwardLayer& layer);
 

@@ -1,3 +1,4 @@
+#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/native/CPUBlas.h>
 
@@ -24,6 +25,11 @@ const void* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
+// The first element of tensor[state], of a contiguous tensor.
+void* state_of(const at::Tensor& tensor, int64_t state) {
+  return static_cast<char*>(tensor.mutable_data_ptr()) + state * tensor.stride(0) * tensor.element_size();
+}
+
 // ATen's BRGEMM micro-kernels, where they run on AMX.
 MatrixEngine matrix_engine(at::ScalarType dtype) {
   if (dtype != at::kBFloat16 || active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(dtype))
@@ -39,7 +45,6 @@ MatrixEngine matrix_engine(at::ScalarType dtype) {
 // Panels of w_ih and w_hh of each layer and direction in turn, undefined where there are none to hand on.
 std::vector<at::Tensor> kept_panels(const Problem& p, ForwardLayer layer, const Kernels& kernel) {
   std::vector<at::Tensor> panels(2 * p.L * p.D), weights;
-  if (!layer.keeps_weights) return panels;
   std::vector<int64_t> places;
   for (int64_t state = 0; state < p.L * p.D; ++state) {
     layer.I = state < p.D ? p.I : p.D * p.P;
@@ -65,12 +70,16 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   Problem p(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional);
   const Kernels& kernel = kernels(input.scalar_type() == at::kBFloat16);
   const int64_t width = p.D * p.P;
-  const auto optional = [&](bool wanted, int64_t leading, int64_t width) {
-    return wanted ? at::empty(p.shape({leading}, width), p.options) : at::empty({0}, p.options);
+  // Past the dispatcher, which takes longer than a short step.
+  const auto empty = [&](at::IntArrayRef sizes) {
+    return at::Tensor(at::detail::empty_cpu(sizes, input.scalar_type()));
   };
-  const at::Tensor output = at::empty(p.shape({}, width), p.options);
-  const at::Tensor h_n = at::empty({p.L * p.D, p.B, p.P}, p.options);
-  const at::Tensor c_n = at::empty({p.L * p.D, p.B, p.H}, p.options);
+  const auto optional = [&](bool wanted, int64_t leading, int64_t width) {
+    return wanted ? empty(p.shape({leading}, width)) : empty({0});
+  };
+  const at::Tensor output = empty(p.shape({}, width));
+  const at::Tensor h_n = empty({p.L * p.D, p.B, p.P});
+  const at::Tensor c_n = empty({p.L * p.D, p.B, p.H});
   const at::Tensor cells = optional(for_backward || all_cells, p.L * p.D, p.H);
   const at::Tensor gates = optional(for_backward, p.L * p.D, 4 * p.H);
   const at::Tensor hidden = optional(for_backward, p.L - 1, width);
@@ -83,15 +92,15 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   layer.P = p.P;
   layer.D = int(p.D);
   layer.threads = p.threads;
-  layer.keeps_weights = !for_backward;  // in training they change from call to call
   layer.engine = matrix_engine(input.scalar_type());
-  const std::vector<at::Tensor> panels = kept_panels(p, layer, kernel);
+  std::vector<at::Tensor> panels(2 * p.L * p.D);
+  if (!for_backward) panels = kept_panels(p, layer, kernel);  // in training the weights change from call to call
   at::Tensor x = p.input_rows(input, false, &layer.input_rows);
   for (int64_t l = 0; l < p.L; ++l) {
     const bool last = l == p.L - 1;
     const at::Tensor inner = last           ? output
                              : for_backward ? hidden.select(0, l)
-                                            : at::empty({p.valid_rows, width}, p.options);
+                                            : empty({p.valid_rows, width});
     x = padded_rows(x, layer);
     layer.input = x.const_data_ptr();
     layer.input_stride = x.stride(0);
@@ -112,17 +121,17 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
       to.w_hr = data_or_null(w_hr[d]);
       to.packed_w_ih = data_or_null(panels[2 * state]);
       to.packed_w_hh = data_or_null(panels[2 * state + 1]);
-      to.h0 = first_h.select(0, state).const_data_ptr();
-      to.c0 = first_c.select(0, state).const_data_ptr();
-      to.h_n = h_n.select(0, state).mutable_data_ptr();
-      to.c_n = c_n.select(0, state).mutable_data_ptr();
+      to.h0 = state_of(first_h, state);
+      to.c0 = state_of(first_c, state);
+      to.h_n = state_of(h_n, state);
+      to.c_n = state_of(c_n, state);
       to.output = static_cast<char*>(inner.mutable_data_ptr()) + d * p.P * inner.element_size();
       to.output_rows = last || for_backward ? p.seq.rows : p.seq.compact;
       to.output_stride = width;
-      to.cells = keeps_cells ? cells.select(0, state).mutable_data_ptr() : nullptr;
-      to.gates = keeps_gates ? gates.select(0, state).mutable_data_ptr() : nullptr;
+      to.cells = keeps_cells ? state_of(cells, state) : nullptr;
+      to.gates = keeps_gates ? state_of(gates, state) : nullptr;
     }
-    const at::Tensor workspace = at::empty({int64_t(kernel.forward_workspace(layer))}, at::kByte);
+    const at::Tensor workspace = at::detail::empty_cpu({int64_t(kernel.forward_workspace(layer))}, at::kByte);
     layer.workspace = workspace.mutable_data_ptr();
     kernel.forward(layer);
     if (last) break;
