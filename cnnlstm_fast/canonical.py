@@ -124,6 +124,7 @@ class Facts(NamedTuple):
     grad: bool
     tracing: bool
     backend: str
+    recompute: bool
 
 
 def validate(facts: Facts) -> LSTMSpec:

@@ -45,6 +45,7 @@ def lstm(
     reset: Tensor | None = None,
     all_cells: bool = False,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> tuple[Any, ...]:
     """Runs a stack of LSTM layers.
 
@@ -63,6 +64,10 @@ def lstm(
             each direction in its own order of time.
         all_cells: return the cell state of every step, too.
         backend: "auto" or a name in ``cnnlstm_fast.BACKENDS``.
+        recompute: keep nothing for the backward pass but the arguments (and the dropout mask), and run the
+            forward pass once more there: the same gradients for less memory and more time. Otherwise the ``cpu``
+            backend keeps 5*H numbers per step, sequence, layer and direction, and the inner layers' outputs. The
+            backward pass holds them in either case, for this call alone.
 
     Returns:
         output: (T, B, D*P), laid out like the input, or a PackedSequence.
@@ -87,6 +92,7 @@ def lstm(
         reset,
         all_cells,
         backend,
+        recompute,
     )
     return run(call)
 
@@ -128,6 +134,7 @@ def canonicalise(
     reset: Tensor | None,
     all_cells: bool,
     backend: str,
+    recompute: bool,
 ) -> Call:
     """Brings the arguments of ``lstm`` into the operator's layout: views, no copies but under autocast."""
     batch_sizes = sizes = None
@@ -176,6 +183,7 @@ def canonicalise(
         grad,
         tracing,
         backend,
+        recompute,
     )
     return Call(facts, x, hx, weights, batch_sizes, lengths, reset, layout)
 
@@ -209,13 +217,14 @@ def _run_backend(made: Plan, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor
         B = x.size(1) if call.facts.batch_sizes is None else call.facts.batch_sizes[1]
         states = spec.num_layers * spec.directions
         hx = (x.new_zeros((states, B, P)), x.new_zeros((states, B, spec.hidden_size)))
-    eager_code = backend.differentiable and not spec.tracing
+    recompute = spec.grad and call.facts.recompute
+    eager_code = backend.differentiable and not spec.tracing and not recompute
     own_dropout = spec.dropout and eager_code and backend.own_dropout
     mask = None
     if spec.dropout and not own_dropout:
         mask = draw_dropout(dropout, (spec.num_layers - 1, *x.shape[:-1], spec.directions * P), x)
     tensors = (x, *hx, call.weights, call.batch_sizes, call.lengths, call.reset, mask)
-    flags = (spec.bidirectional, spec.grad, spec.all_cells)
+    flags = (spec.bidirectional, spec.grad and not recompute, spec.all_cells)
     if eager_code:
         assert backend.forward is not None
         extra = {"dropout": dropout} if own_dropout else {}

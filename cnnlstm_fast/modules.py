@@ -19,6 +19,8 @@ class _FastForward:
 
     backend: str = "auto"
     """The backend for this layer: "auto" or a name in ``cnnlstm_fast.BACKENDS``."""
+    recompute: bool = False
+    """Less memory for more time in training, see ``functional.lstm``."""
 
     def forward(
         self,
@@ -59,6 +61,7 @@ class _FastForward:
             reset,
             all_cells,
             m.backend,
+            m.recompute,
         )
 
 
@@ -80,6 +83,7 @@ class LSTM(StandIn, _FastForward, nn.RNNBase):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as in torch.nn.LSTM.
         backend: "auto" chooses the fastest one that can do the job; a name in ``cnnlstm_fast.BACKENDS`` insists.
+        recompute: less memory for more time in training, see ``functional.lstm``.
     """
 
     stands_for = nn.LSTM
@@ -89,10 +93,12 @@ class LSTM(StandIn, _FastForward, nn.RNNBase):
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
-    def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, backend: str = "auto", recompute: bool = False, **kwargs: Any) -> None:
         nn.RNNBase.__init__(self, "LSTM", *args, **kwargs)
         if backend != "auto":
             self.backend = backend
+        if recompute:
+            self.recompute = recompute
 
 
 class _FastParent(_FastForward, nn.LSTM):

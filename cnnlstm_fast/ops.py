@@ -139,14 +139,13 @@ def _fake_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, *flags = inputs
-    ctx.bidirectional, _, all_cells, ctx.backend = flags
+    ctx.bidirectional, for_backward, all_cells, ctx.backend = flags
     ctx.num_weights = len(weights)
     out, _, _, cells, gates, hidden = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(gates, hidden, *([] if all_cells else [cells]))
-    ctx.save_for_backward(
-        input, h0, c0, *weights, batch_sizes, lengths, reset, dropout_mask, out, cells, gates, hidden
-    )
+    filled = (out, cells, gates, hidden) if for_backward and BACKENDS[ctx.backend].saves else ()
+    ctx.save_for_backward(input, h0, c0, *weights, batch_sizes, lengths, reset, dropout_mask, *filled)
 
 
 def _gradients(
@@ -154,7 +153,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     input, h0, c0, *rest = ctx.saved_tensors
     weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
-    batch_sizes, lengths, reset, dropout_mask, output, cells, gates, hidden = rest
+    batch_sizes, lengths, reset, dropout_mask, *filled = rest
+    if not filled:
+        filled = _fill(ctx, input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask)
     # only where a graph of the backward pass is wanted is there anything to record
     below = contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
     with below:
@@ -168,15 +169,23 @@ def _gradients(
             lengths,
             reset,
             dropout_mask,
-            output,
-            cells,
-            gates,
-            hidden,
+            *filled,
             ctx.bidirectional,
             input_needs_grad,
             weights_need_grad,
             ctx.backend,
         )
+
+
+def _fill(ctx: Any, *inputs: Any) -> list[Tensor]:
+    """output, cells, gates and hidden where the forward pass kept none of them."""
+    if not BACKENDS[ctx.backend].saves:
+        return [inputs[0].new_empty(0)] * 4  # differentiable code, whose backward looks at none of them
+    with torch._C._AutoDispatchBelowAutograd():
+        output, _, _, *rest = torch.ops.cnnlstm_fast.lstm.default(
+            *inputs, ctx.bidirectional, True, False, ctx.backend
+        )
+    return [output, *rest]
 
 
 def _autograd_forward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

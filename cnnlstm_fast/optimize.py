@@ -18,7 +18,7 @@ from .modules import fast_twin
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def optimize(model: Model, backend: str = "auto") -> Model:
+def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Model:
     """Makes every nn.LSTM inside the model fast, in place, and returns the model.
 
     The modules stay the same objects with the same Parameters, names, hooks and attributes; only their class
@@ -27,6 +27,8 @@ def optimize(model: Model, backend: str = "auto") -> Model:
 
     Args:
         backend: "auto", or a name in ``BACKENDS`` for all of them.
+        recompute: less memory for more time in training, for all of them; see ``cnnlstm_fast.lstm``. For some of
+            them set the attribute of the same name.
 
     Raises:
         TypeError: model is no nn.Module.
@@ -39,8 +41,9 @@ def optimize(model: Model, backend: str = "auto") -> Model:
         if isinstance(module, nn.LSTM):
             if not is_stand_in(module):
                 set_real_class(module, fast_twin(type(module)))
-            if backend != getattr(module, "backend", backend):
-                module.backend = backend
+            for name, value in (("backend", backend), ("recompute", recompute)):
+                if value != getattr(module, name):
+                    setattr(module, name, value)
     return model
 
 
@@ -49,7 +52,8 @@ def revert(model: Model) -> Model:
     check_model(model)
     for module in model.modules():
         if is_stand_in(module):
-            module.__dict__.pop("backend", None)
+            for name in ("backend", "recompute"):
+                module.__dict__.pop(name, None)
             set_real_class(module, type(module).stands_for)  # type: ignore[attr-defined]
     return model
 

@@ -303,6 +303,7 @@ def spec_of(*args: Any, **kwargs: Any) -> LSTMSpec:
         reset=None,
         all_cells=False,
         backend="auto",
+        recompute=False,
     )
     return validate(functional.canonicalise(*args, **(defaults | kwargs)).facts)
 

@@ -47,7 +47,8 @@ class Backend:
     - kernels called from Python: ``forward`` and ``backward`` take the arguments of ``lstm`` and
       ``lstm_backward`` in ``operators.schema`` without the last one, and fill all of ``Outputs``.
     - differentiable PyTorch code: ``backward`` is None, and ``forward`` leaves gates and hidden empty. Eager
-      calls run it as it is; within a traced graph the operator recomputes it for the backward pass.
+      calls run it as it is; within a traced graph, and where the caller asks for it, the operator recomputes it for
+      the backward pass.
     """
 
     name: str
