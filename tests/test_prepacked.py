@@ -21,8 +21,8 @@ def _layer(dtype: torch.dtype = torch.float32, H: int = 40, I: int = 24, **kwarg
     return cnnlstm_fast.LSTM(I, H, backend="cpu", dtype=dtype, **kwargs).eval()
 
 
-def _check(layer: cnnlstm_fast.LSTM, T: int = 5, B: int = 2) -> None:
-    """The layer computes with the weights that it has now."""
+def _check(layer: cnnlstm_fast.LSTM, T: int = 8, B: int = 2) -> None:
+    """The layer computes with the weights that it has now. From 6 steps on they are packed."""
     x = torch.randn(T, B, layer.input_size, dtype=layer.weight_ih_l0.dtype)
     twin = nn.LSTM(layer.input_size, layer.hidden_size, layer.num_layers, dtype=torch.float64)
     twin.load_state_dict(layer.state_dict())
