@@ -85,7 +85,7 @@ def test_replaced_weights_are_seen() -> None:
     for _ in range(20):  # memory that was freed is given to the next weights
         for _ in range(CALLS):
             _check(layer)
-        layer.weight_hh_l0 = nn.Parameter(torch.randn_like(layer.weight_hh_l0))
+        layer.weight_hh_l0 = nn.Parameter(0.1 * torch.randn_like(layer.weight_hh_l0))
 
 
 def test_new_layers_in_old_memory_are_seen() -> None:
