@@ -103,26 +103,43 @@ def as_input(stored: Tensor, layout: str) -> Tensor:
         return stored.transpose(0, 1)
     if layout == "expanded":  # (T, 1, I), stride 0 over the batch
         return stored
+    if layout == "steps expanded":  # (1, B, I), stride 0 over time
+        return stored
     if layout == "slice":  # every second feature of (T, B, 2I)
         return stored[..., ::2]
+    if layout == "steps":  # every second step of (2T, B, I)
+        return stored[::2]
+    if layout == "sequences":  # every second sequence of (T, 2B, I)
+        return stored[:, ::2]
+    if layout == "gap":  # the middle of rows that are wider by 3
+        return stored[..., 1:-2]
     raise AssertionError(layout)
 
 
-def stored_shape(case: Case) -> tuple[int, ...]:
+def stored_shapes(case: Case) -> dict[str, tuple[int, ...]]:
+    """By layout."""
     T, B, I = case.T, case.B, case.I
     return {
         "contiguous": (T, B, I),
         "nchw": (B, I, 1, T),
         "batch_first": (B, T, I),
         "expanded": (T, 1, I),
+        "steps expanded": (1, B, I),
         "slice": (T, B, 2 * I),
-    }[case.layout]
+        "steps": (2 * T, B, I),
+        "sequences": (T, 2 * B, I),
+        "gap": (T, B, I + 3),
+    }
 
 
 def make(case: Case, dtype: torch.dtype = torch.float64, seed: int | None = None) -> Data:
     """Fresh data in float64 that ``dtype`` represents exactly; weights drawn as nn.LSTM draws them."""
     seed = SEED if seed is None else seed
     print(f"CNNLSTM_TEST_SEED={seed} {case}")
+    return draw_data(case, dtype, seed)
+
+
+def draw_data(case: Case, dtype: torch.dtype, seed: int) -> Data:
     g = torch.Generator().manual_seed(seed)
 
     def rounded(t: Tensor) -> Tensor:
@@ -155,7 +172,7 @@ def make(case: Case, dtype: torch.dtype = torch.float64, seed: int | None = None
     shapes = [(case.T, case.B, D * P), *case.state_shapes]
     if case.cells:
         shapes.append((case.layers * D, case.T, case.B, case.H))
-    leaves = [normal(*stored_shape(case)), *states, *weights]
+    leaves = [normal(*stored_shapes(case)[case.layout]), *states, *weights]
     return Data(case, leaves, lengths, reset, [normal(*shape) for shape in shapes])
 
 
@@ -166,7 +183,7 @@ Run = Callable[[Data, list[Tensor]], tuple[Tensor, ...]]
 def oracle(data: Data, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     """``reference.lstm``, in the leaves' dtype; packed input as padded input with lengths."""
     x, hx, weights = data.view(leaves)
-    x = x.expand(-1, data.case.B, -1)
+    x = x.expand(data.case.T, data.case.B, -1)
     if hx is None:
         hx = tuple(x.new_zeros(shape) for shape in data.case.state_shapes)
     found = reference.lstm(
@@ -179,7 +196,7 @@ def arguments(data: Data, leaves: list[Tensor]) -> tuple[tuple[Any, ...], dict[s
     """The call of ``functional.lstm`` for this data."""
     case = data.case
     x, hx, weights = data.view(leaves)
-    x = x.expand(-1, case.B, -1)
+    x = x.expand(case.T, case.B, -1)
     kwargs = dict(case.options, all_cells=case.cells, reset=data.reset)
     if case.kind == "packed":
         x = pack_padded_sequence(x, data.lengths.cpu(), enforce_sorted=False)
