@@ -298,7 +298,8 @@ struct ForwardStep {
       const vf i = sigmoid(acc[m][0]), f = sigmoid(acc[m][1]), g = tanh(acc[m][2]), o = sigmoid(acc[m][3]);
       float* state = scratch.c + (r + m) * scratch.ldh + u;
       const vf c = fma(f, load(state), i * g);
-      const vf h = o * tanh(c);
+      // Infinity times the zeros that fill a panel is NaN, and bf16 products read h in pairs or whole tiles.
+      const vf h = first_lanes(n, o * tanh(c));
       store(state, resets(r + m) ? zero() : c);
       if (d.w_hr == nullptr) {
         store_h(r + m, u, n, h);

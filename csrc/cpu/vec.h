@@ -120,6 +120,16 @@ CNNLSTM_INLINE void store(T* p, int64_t n, vf x) {
 }
 #endif
 
+// Lanes 0..n-1 of x, the rest zero.
+CNNLSTM_INLINE vf first_lanes(int64_t n, vf x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_mov_ps(lanes(n), (__m512)x);
+#else
+  for (int64_t i = n < 0 ? 0 : n; i < W; ++i) x[i] = 0.0f;
+  return x;
+#endif
+}
+
 // The lanes of a and b in turn: of their first halves, of their second halves.
 #if defined(__AVX512F__)
 CNNLSTM_INLINE vf interleave_low(vf a, vf b) {
