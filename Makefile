@@ -10,9 +10,9 @@ export CNNLSTM_CUDA_ARCHS ?= native
 SWITCHES := NATIVE=$(CNNLSTM_NATIVE) CUDA=$(CNNLSTM_CUDA) $(CNNLSTM_CUDA_ARCHS) $(CUDA_HOME) $(CXX)
 NATIVE_SOURCES := CMakeLists.txt setup.py cnnlstm_fast/operators.schema $(shell find csrc -type f)
 
-.PHONY: help demo test lint bench build clean
+.PHONY: help demo test lint sanitize bench build clean
 help:
-	@echo "make demo | test | lint | bench | build | clean"
+	@echo "make demo | test | lint | sanitize | bench | build | clean"
 
 demo: $(STAMPS)/demo $(STAMPS)/native
 	@$(BIN)/cnnlstm-fast demo
@@ -25,6 +25,17 @@ lint: $(STAMPS)/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+# The CPU kernels without PyTorch, under the compiler's sanitizers.
+sanitize: $(STAMPS)/base
+	@set -e; for kinds in address,undefined thread; do \
+	  folder=build/sanitize/$${kinds%%,*}; \
+	  echo "== sanitizers: $$kinds"; \
+	  $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DSANITIZE=$$kinds --log-level=NOTICE \
+	    -S csrc/test -B $$folder; \
+	  $(BIN)/cmake --build $$folder; \
+	  $$folder/sanitize; \
+	done
 
 bench: $(STAMPS)/test $(STAMPS)/native
 	@$(BIN)/cnnlstm-fast bench
