@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(not _native.available, reason="needs the native 
 CALLS = 4  # noted, packed, and twice from what is kept
 
 
-def _layer(dtype: torch.dtype = torch.float32, H: int = 40, I: int = 24, **kwargs: object) -> cnnlstm_fast.LSTM:
+def _layer(
+    dtype: torch.dtype = torch.float32, H: int = 40, I: int = 24, **kwargs: object
+) -> cnnlstm_fast.LSTM:
     return cnnlstm_fast.LSTM(I, H, backend="cpu", dtype=dtype, **kwargs).eval()
 
 
