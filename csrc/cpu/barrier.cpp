@@ -9,8 +9,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Long enough for what a step of one thread may take longer than that of another. A thread that waits longer than
-// this waits for one that has no core, and sleeps so that it can have this one.
+// Long enough for what a step of one thread may take longer than that of another. A thread that waits longer
+// than this waits for one that has no core, and sleeps so that it can have this one.
 constexpr std::chrono::microseconds kSpin{50};
 constexpr int kSpinsPerLook = 32;  // at the clock
 

@@ -28,16 +28,16 @@ int64_t gate_panel_floats(int64_t K) {
 
 template <class T>
 struct ForwardScratch {
-  float* to_pack_input;       // where to pack W_ih and W_hh, or null
+  float* to_pack_input;  // where to pack W_ih and W_hh, or null
   float* to_pack_gates;
   const float* input_panels;  // of W_ih, one for each block of W units; or null
   const float* gate_panels;   // of W_hh
-  float* output_panels;  // blocks of 4W outputs of the projection, reduction over H
-  T* h[2];               // (B, ldp): h before and after a step, zero beyond P
-  float* c;              // (B, ldh): zero beyond H
-  T* unprojected;        // (B, ldh), projection only
-  float* gate_inputs;    // split among the threads: see Ahead
-  const T** input_rows;  // (threads, max(B, ahead_rows))
+  float* output_panels;       // blocks of 4W outputs of the projection, reduction over H
+  T* h[2];                    // (B, ldp): h before and after a step, zero beyond P
+  float* c;                   // (B, ldh): zero beyond H
+  T* unprojected;             // (B, ldh), projection only
+  float* gate_inputs;         // split among the threads: see Ahead
+  const T** input_rows;       // (threads, max(B, ahead_rows))
   int64_t ldp, ldh;
   int64_t blocks, input_panel, gate_panel;  // how many, and floats in one
   int64_t output_blocks, output_panel;
@@ -380,7 +380,8 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, con
     const int64_t end = share.row_end < seq.active[t] ? share.row_end : seq.active[t];
     const bool engine = uses_engine(layer, scratch.gate_panels, scratch.ldp, end - share.row_begin);
     const ForwardStep<T> now{layer, d, scratch, ahead, t, engine, int(step & 1)};
-    const int64_t first_block = share.panel_begin(scratch.blocks), end_block = share.panel_end(scratch.blocks);
+    const int64_t first_block = share.panel_begin(scratch.blocks),
+                  end_block = share.panel_end(scratch.blocks);
     for (int64_t k = first_block; k < end_block; ++k) {
       // Every other step backwards: the weights that were read last are still in the cache.
       const int64_t b = step % 2 == 0 ? k : first_block + end_block - 1 - k;

@@ -5,9 +5,7 @@
 
 namespace cnnlstm {
 
-const Kernels& kernels_avx2(bool is_bf16) {
-  return is_bf16 ? kKernels<bf16> : kKernels<float>;
-}
+const Kernels& kernels_avx2(bool is_bf16) { return is_bf16 ? kKernels<bf16> : kKernels<float>; }
 
 }  // namespace cnnlstm
 

@@ -5,9 +5,7 @@
 
 namespace cnnlstm {
 
-const Kernels& kernels_avx512_bf16() {
-  return kKernels<bf16>;
-}
+const Kernels& kernels_avx512_bf16() { return kKernels<bf16>; }
 
 }  // namespace cnnlstm
 

@@ -3,8 +3,6 @@
 
 namespace cnnlstm {
 
-const Kernels& kernels_portable(bool is_bf16) {
-  return is_bf16 ? kKernels<bf16> : kKernels<float>;
-}
+const Kernels& kernels_portable(bool is_bf16) { return is_bf16 ? kKernels<bf16> : kKernels<float>; }
 
 }  // namespace cnnlstm

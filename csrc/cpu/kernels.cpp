@@ -9,8 +9,9 @@ namespace {
 // Rows that one pass over the weights serves, at most.
 constexpr int64_t kRowsPerPass = 6;
 
-// From how many uses on packing a matrix (4H, K) pays (docs/notes/cpu.md). Panels kept from call to call cost a
-// reading of the weights, to see that they are the same; where L2 does not hold them, that is most of a use.
+// From how many uses on packing a matrix (4H, K) pays (docs/notes/cpu.md). Panels kept from call to call cost
+// a reading of the weights, to see that they are the same; where L2 does not hold them, that is most of a
+// use.
 int64_t worthwhile_uses(int64_t H, int64_t K) { return 4 * H * K <= 1 << 17 ? 6 : 24; }
 
 }  // namespace

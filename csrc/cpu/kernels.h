@@ -44,18 +44,18 @@ constexpr int64_t kEngineRows = 8;
 
 struct ForwardDirection {
   bool reverse;
-  const void* w_ih;   // (4H, I), gates in the order i f g o
-  const void* b_ih;   // (4H), or null: no bias
-  const void* b_hh;   // (4H), or null
-  const void* w_hh;   // (4H, P)
-  const void* w_hr;   // (P, H), or null: no projection and P = H
+  const void* w_ih;         // (4H, I), gates in the order i f g o
+  const void* b_ih;         // (4H), or null: no bias
+  const void* b_hh;         // (4H), or null
+  const void* w_hh;         // (4H, P)
+  const void* w_hr;         // (P, H), or null: no projection and P = H
   const void* packed_w_ih;  // as Kernels::pack lays it out, or null: then it is packed here, where that pays
   const void* packed_w_hh;
-  const void* h0;     // (B, P)
-  const void* c0;     // (B, H)
-  void* h_n;          // (B, P), every element is written
-  void* c_n;          // (B, H), every element is written
-  void* output;       // output_rows x (P), rows `output_stride` elements apart
+  const void* h0;  // (B, P)
+  const void* c0;  // (B, H)
+  void* h_n;       // (B, P), every element is written
+  void* c_n;       // (B, H), every element is written
+  void* output;    // output_rows x (P), rows `output_stride` elements apart
   RowMap output_rows;
   int64_t output_stride;
   void* cells;  // rows x (H), or null
@@ -126,7 +126,8 @@ struct Kernels {
   size_t (*backward_workspace)(const BackwardLayer&);
   void (*backward)(const BackwardLayer&);
   size_t (*packed_floats)(int64_t H, int64_t K);  // of the panels of a matrix (4H, K)
-  void (*pack)(float* panels, const void* weight, int64_t H, int64_t K, int threads);  // panels 64-byte aligned
+  void (*pack)(float* panels, const void* weight, int64_t H, int64_t K,
+               int threads);  // panels 64-byte aligned
   void (*fingerprint)(Span* spans, int count, int threads);
 };
 

@@ -94,7 +94,8 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   layer.threads = p.threads;
   layer.engine = matrix_engine(input.scalar_type());
   std::vector<at::Tensor> panels(2 * p.L * p.D);
-  if (!for_backward) panels = kept_panels(p, layer, kernel);  // in training the weights change from call to call
+  if (!for_backward)
+    panels = kept_panels(p, layer, kernel);  // in training the weights change from call to call
   at::Tensor x = p.input_rows(input, false, &layer.input_rows);
   for (int64_t l = 0; l < p.L; ++l) {
     const bool last = l == p.L - 1;

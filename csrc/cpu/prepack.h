@@ -44,9 +44,9 @@ CNNLSTM_INLINE vq multiply_halves(vq x) {
 
 constexpr int64_t kChunkBytes = 1 << 15;
 
-// A sum of the words sees each change alone; a sum of products with a key that goes with the place sees those that
-// make up for each other, such as two rows exchanged (XXH3, https://github.com/Cyan4973/xxHash, is built from the
-// same two). Runs at the speed of reading.
+// A sum of the words sees each change alone; a sum of products with a key that goes with the place sees those
+// that make up for each other, such as two rows exchanged (XXH3, https://github.com/Cyan4973/xxHash, is built
+// from the same two). Runs at the speed of reading.
 inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
   constexpr int kChains = 4;  // sums that do not wait for each other
   constexpr int64_t kVector = sizeof(vq);
@@ -99,7 +99,8 @@ inline void fingerprint(Span* spans, int count, int threads) {
           uint64_t sum = 0;  // which thread adds which chunk makes no difference
           for (int64_t k = chunks * rank / size; k < chunks * (rank + 1) / size; ++k) {
             const int64_t begin = k * kChunkBytes;
-            sum += hash_chunk(static_cast<const char*>(span.data) + begin, std::min(bytes - begin, kChunkBytes), k);
+            sum += hash_chunk(static_cast<const char*>(span.data) + begin,
+                              std::min(bytes - begin, kChunkBytes), k);
           }
           __atomic_fetch_add(&span.fingerprint, sum, __ATOMIC_RELAXED);
         }
@@ -108,8 +109,9 @@ inline void fingerprint(Span* spans, int count, int threads) {
 }
 
 template <class T>
-constexpr Kernels kKernels{forward_workspace<T>, forward<T>, backward_workspace<T>, backward<T>,
-                           packed_floats<T>,     pack<T>,    fingerprint};
+constexpr Kernels kKernels{forward_workspace<T>, forward<T>,       backward_workspace<T>,
+                           backward<T>,          packed_floats<T>, pack<T>,
+                           fingerprint};
 
 }  // namespace
 }  // namespace cnnlstm

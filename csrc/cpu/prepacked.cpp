@@ -18,10 +18,11 @@ namespace {
 constexpr size_t kBytesPerThread = 1 << 17;
 
 struct Entry {
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage;  // as long as it is held, no other storage has its address
-  uint64_t version;                                   // that in-place operations raise
-  uint64_t contents;                                  // the fingerprint, for edits that go past it
-  at::Tensor panels;                                  // from the second use on, and contents with them
+  c10::weak_intrusive_ptr<c10::StorageImpl>
+      storage;        // as long as it is held, no other storage has its address
+  uint64_t version;   // that in-place operations raise
+  uint64_t contents;  // the fingerprint, for edits that go past it
+  at::Tensor panels;  // from the second use on, and contents with them
 };
 
 using Key = std::tuple<const c10::StorageImpl*, const void*, int64_t, int64_t, at::ScalarType>;
@@ -57,9 +58,9 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
   std::vector<at::Tensor> panels(weights.size());
   // In a forked child the mutex may have been copied while it was held.
   if (is_forked_child()) return panels;
-  std::vector<size_t> known;    // which of the weights have been seen before
-  std::vector<Span> spans;      // their contents now
-  std::vector<uint64_t> kept;   // and when they were packed
+  std::vector<size_t> known;   // which of the weights have been seen before
+  std::vector<Span> spans;     // their contents now
+  std::vector<uint64_t> kept;  // and when they were packed
   size_t bytes = 0;
   {
     const std::lock_guard lock(store().mutex);
@@ -91,9 +92,8 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
     packed = at::empty({int64_t(kernel.packed_floats(H, K))}, at::kFloat);
     kernel.pack(packed.mutable_data_ptr<float>(), spans[k].data, H, K, threads_for(spans[k].bytes));
     const std::lock_guard lock(store().mutex);
-    store().entries.insert_or_assign(key_of(weight),
-                                     Entry{weight.storage().getWeakStorageImpl(), version_of(weight),
-                                           spans[k].fingerprint, packed});
+    store().entries.insert_or_assign(key_of(weight), Entry{weight.storage().getWeakStorageImpl(),
+                                                           version_of(weight), spans[k].fingerprint, packed});
   }
   return panels;
 }
@@ -102,7 +102,8 @@ int64_t prepacked_bytes() {
   const std::lock_guard lock(store().mutex);
   store().forget_dead();
   int64_t bytes = 0;
-  for (const auto& [key, entry] : store().entries) bytes += entry.panels.defined() ? entry.panels.nbytes() : 0;
+  for (const auto& [key, entry] : store().entries)
+    bytes += entry.panels.defined() ? entry.panels.nbytes() : 0;
   return bytes;
 }
 

@@ -19,9 +19,10 @@ int64_t now() {
   return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Whether others use the cores that a team would have. The threads of a team then wait for each other most of the
-// time, at every step and in OpenMP's own barriers, which spin for milliseconds: one thread is faster. So a team
-// that has slept for long is not formed again for a while, which doubles each time that the next try is as bad.
+// Whether others use the cores that a team would have. The threads of a team then wait for each other most of
+// the time, at every step and in OpenMP's own barriers, which spin for milliseconds: one thread is faster. So
+// a team that has slept for long is not formed again for a while, which doubles each time that the next try
+// is as bad.
 class Crowd {
  public:
   bool is_here() const { return now() < until_.load(std::memory_order_relaxed); }
