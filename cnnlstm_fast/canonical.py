@@ -103,7 +103,9 @@ class Fact(NamedTuple):
 
 
 def fact(tensor: Tensor) -> Fact:
-    return Fact(tensor.shape, tensor.dtype, tensor.device)
+    """A ``Fact`` in all but type: made for every tensor of every call, while the names count only in ``validate``,
+    which gives them."""
+    return tensor.shape, tensor.dtype, tensor.device  # type: ignore[return-value]
 
 
 class Facts(NamedTuple):
@@ -134,6 +136,7 @@ def validate(facts: Facts) -> LSTMSpec:
         ValueError: a shape, dtype or value does not fit.
         RuntimeError: tensors are on different devices.
     """
+    facts = _named(facts)
     x = facts.input
     directions = 2 if facts.bidirectional else 1
     hidden_size = _check_weights(facts, directions)
@@ -223,14 +226,16 @@ def check_tensor(name: str, value: Any) -> None:
 
 def check_hx(hx: Any, rank: int) -> None:
     """hx is a pair of tensors of the same rank as the input's batch."""
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+    pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+    if not pair or not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
         raise TypeError(f"hx: expected a pair of tensors (h0, c0), got {_describe(hx)}; pass both states.")
-    for name, state in zip(("h0", "c0"), hx, strict=True):
-        if state.dim() != rank:
-            raise ValueError(
-                f"{name}: expected rank {rank}, as the input is {'batched' if rank == 3 else 'unbatched'}, got rank "
-                f"{state.dim()} with shape {_show(state.shape)}; add or drop its batch dimension 1."
-            )
+    if hx[0].dim() == rank == hx[1].dim():
+        return
+    name, state = ("h0", hx[0]) if hx[0].dim() != rank else ("c0", hx[1])
+    raise ValueError(
+        f"{name}: expected rank {rank}, as the input is {'batched' if rank == 3 else 'unbatched'}, got rank "
+        f"{state.dim()} with shape {_show(state.shape)}; add or drop its batch dimension 1."
+    )
 
 
 def check_length_values(lengths: Tensor, T: int) -> None:
@@ -247,6 +252,19 @@ def check_length_values(lengths: Tensor, T: int) -> None:
                 )
     else:
         torch._assert_async(((lengths >= 0) & (lengths <= T)).all(), "lengths: expected values from 0 to T.")
+
+
+def _named(facts: Facts) -> Facts:
+    def name(fact: Any) -> Any:
+        return None if fact is None else Fact(*fact)
+
+    return facts._replace(
+        input=name(facts.input),
+        hx=None if facts.hx is None else (name(facts.hx[0]), name(facts.hx[1])),
+        weights=tuple(map(name, facts.weights)),
+        lengths=name(facts.lengths),
+        reset=name(facts.reset),
+    )
 
 
 def _check_weights(facts: Facts, directions: int) -> int:

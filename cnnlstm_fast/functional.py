@@ -107,6 +107,10 @@ class Layout(NamedTuple):
     restore: Tensor | None = None  # PackedSequence.unsorted_indices
 
 
+_TIME_FIRST, _BATCH_FIRST = Layout(False, True, False), Layout(False, True, True)
+_UNBATCHED = Layout(False, False, False)
+
+
 class Call(NamedTuple):
     """A call in the operator's layout, (T, B, I) or (N, I), with its facts; nothing is checked yet."""
 
@@ -153,7 +157,7 @@ def canonicalise(
     else:
         check_rank(input)
         batched = input.dim() == 3
-        layout = Layout(False, batched, batch_first and batched)
+        layout = _UNBATCHED if not batched else _BATCH_FIRST if batch_first else _TIME_FIRST
         x = input if batched else input.unsqueeze(1)
         if hx is not None:
             check_hx(hx, 3 if batched else 2)
@@ -265,6 +269,8 @@ def _autocast(
     x: Tensor, hx: States | None, weights: list[Tensor]
 ) -> tuple[Tensor, States | None, list[Tensor]]:
     """Under autocast everything that is not float64 goes to its dtype, as PyTorch's own LSTM does."""
+    if not torch._C._is_any_autocast_enabled():
+        return x, hx, weights
     kind = x.device.type
     if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return x, hx, weights
