@@ -1,4 +1,5 @@
 #include <chrono>
+#include <thread>
 #include <utility>
 
 #include "cpu/threads.h"
@@ -9,12 +10,13 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Long enough for what a step of one thread may take longer than that of another. A thread that waits longer
-// than this waits for one that has no core, and sleeps so that it can have this one.
-constexpr std::chrono::microseconds kSpin{50};
+// Long enough for what a step of one thread may take longer than that of another. After it the core is
+// offered to others, which costs nothing where there are none; only after long waits does a thread sleep,
+// since it takes long to wake.
+constexpr std::chrono::microseconds kSpin{50}, kYield{1000};
 constexpr int kSpinsPerLook = 32;  // at the clock
 
-thread_local int64_t asleep = 0;
+thread_local int64_t waited = 0;
 
 void relax() {
 #if defined(__x86_64__)
@@ -47,10 +49,11 @@ void Barrier::wait(int size) {
       relax();
     }
   } while (Clock::now() - start < kSpin);
+  while (!passed() && Clock::now() - start < kYield) std::this_thread::yield();
   phase_.wait(phase, std::memory_order_acquire);
-  asleep += std::chrono::nanoseconds(Clock::now() - start).count();
+  waited += std::chrono::nanoseconds(Clock::now() - start).count();
 }
 
-int64_t take_time_asleep() { return std::exchange(asleep, 0); }
+int64_t take_time_waited() { return std::exchange(waited, 0); }
 
 }  // namespace cnnlstm

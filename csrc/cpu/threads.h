@@ -9,7 +9,7 @@ namespace cnnlstm {
 class Barrier {
  public:
   // Returns when `size` threads have called it; what they wrote before is visible to all after. Spins for a
-  // moment, then sleeps.
+  // moment, then gives its core to others.
   void wait(int size);
 
  private:
@@ -17,8 +17,8 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> phase_{0};
 };
 
-// Nanoseconds that this thread has slept in barriers since it last asked.
-int64_t take_time_asleep();
+// Nanoseconds that this thread has waited long in barriers since it last asked.
+int64_t take_time_waited();
 
 // Whether this process was forked from one that had loaded this library. Its OpenMP runtime then
 // believes in worker threads that no longer exist and would wait for them for ever.
