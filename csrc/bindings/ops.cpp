@@ -38,6 +38,7 @@ ForwardResult lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tens
   if (backend == "cpu") {
     const BelowAutogradAndAutocast guard;
     leave_dead_threads_alone();
+    const AloneInCrowd alone;
     return lstm_cpu(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
                     for_backward, all_cells);
   }
@@ -59,6 +60,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
   if (backend == "cpu") {
     const BelowAutogradAndAutocast guard;
     leave_dead_threads_alone();
+    const AloneInCrowd alone;
     return lstm_backward_cpu(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes,
                              lengths, reset, dropout_mask, output, cells, gates, hidden, bidirectional,
                              input_needs_grad, weights_need_grad);

@@ -57,7 +57,8 @@ struct ForwardScratch {
     const auto to_pack = [&](const void* packed, bool pays, int64_t panel) {
       return packed == nullptr && pays ? arena.take<float>(blocks * panel) : nullptr;
     };
-    to_pack_input = to_pack(d.packed_w_ih, pays_to_pack_input(layer, layer.seq.T * B), input_panel);
+    to_pack_input = to_pack(d.packed_w_ih, d.product == nullptr && pays_to_pack_input(layer, layer.seq.T * B),
+                            input_panel);
     to_pack_gates = to_pack(d.packed_w_hh, pays_to_pack_gates(layer), gate_panel);
     const auto panels = [](const void* packed, const float* to_pack) {
       return packed == nullptr ? to_pack : static_cast<const float*>(packed);
@@ -166,7 +167,9 @@ class Ahead {
     even_ = true;
     for (int64_t i = 1; i < count; ++i) even_ &= rows_[i] - rows_[i - 1] == layer_.input_stride;
     for (int64_t b = first_block_; b < end_block_; ++b) {
-      if (uses_engine(layer_, scratch_.input_panels, layer_.input_stride, count)) {
+      if (d_.product != nullptr) {
+        take_product(b, count);
+      } else if (uses_engine(layer_, scratch_.input_panels, layer_.input_stride, count)) {
         multiply_on_engine(b, first, count);
       } else if (scratch_.input_panels != nullptr) {
         const int64_t n = words<T>(layer_.I);
@@ -194,6 +197,19 @@ class Ahead {
       if (n > 0) {
         layer_.engine.multiply(n, 4 * W, engine_length<T>(layer_.I), lda, 4 * W, stride_, rows_[i],
                                scratch_.input_panels + b * scratch_.input_panel, to + i * stride_);
+      }
+    }
+  }
+
+  // Block b of the first `count` rows of input_rows, multiplied before.
+  void take_product(int64_t b, int64_t count) const {
+    const int64_t H = layer_.H;
+    float* to = values_ + (b - first_block_) * 4 * W;
+    for (int v = 0; v < 4; ++v) {
+      const vf bias = bias_of(b, v);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t place = (rows_[i] - static_cast<const T*>(layer_.input)) / layer_.input_stride;
+        store(to + i * stride_ + v * W, bias + load(d_.product + (place * 4 + v) * H + b * W, H - b * W));
       }
     }
   }
@@ -257,7 +273,7 @@ struct ForwardStep {
   const ForwardScratch<T>& scratch;
   const Ahead<T>& ahead;
   int64_t t;
-  bool multiplied;  // the matrix engine has added the product with h
+  bool multiplied;  // the gate inputs have the product with h
   int parity;       // h[parity] is the state before the step, h[1 - parity] the one after
 
   // What must happen to sequence r's state after this step.
@@ -379,7 +395,8 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, con
     ahead.reach(t);
     const int64_t end = share.row_end < seq.active[t] ? share.row_end : seq.active[t];
     const bool engine = uses_engine(layer, scratch.gate_panels, scratch.ldp, end - share.row_begin);
-    const ForwardStep<T> now{layer, d, scratch, ahead, t, engine, int(step & 1)};
+    const bool multiplied = engine || layer.products_have_h0;
+    const ForwardStep<T> now{layer, d, scratch, ahead, t, multiplied, int(step & 1)};
     const int64_t first_block = share.panel_begin(scratch.blocks),
                   end_block = share.panel_end(scratch.blocks);
     for (int64_t k = first_block; k < end_block; ++k) {

@@ -26,6 +26,13 @@ bool pays_to_pack_gates(const ForwardLayer& layer) {
   return passes >= worthwhile_uses(layer.H, layer.P);
 }
 
+// A library reads a matrix that no L2 holds once and packs as it goes. Panels cost another reading to see
+// that they are still right, and unpacked weights are slow for more than a few rows.
+bool pays_to_hoist_input(const ForwardLayer& layer, int64_t rows) {
+  const int64_t size = 4 * layer.H * layer.I;
+  return rows >= 48 && size > (pays_to_pack_gates(layer) ? 1 << 21 : 1 << 17);
+}
+
 const Kernels& kernels(bool is_bf16) {
   switch (active_isa()) {
 #if defined(__x86_64__)

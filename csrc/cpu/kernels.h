@@ -45,6 +45,7 @@ constexpr int64_t kEngineRows = 8;
 struct ForwardDirection {
   bool reverse;
   const void* w_ih;         // (4H, I), gates in the order i f g o
+  const float* product;     // (input rows, 4H): input times w_ih, or null: then it is computed here
   const void* b_ih;         // (4H), or null: no bias
   const void* b_hh;         // (4H), or null
   const void* w_hh;         // (4H, P)
@@ -64,6 +65,7 @@ struct ForwardDirection {
 
 struct ForwardLayer {
   Sequences seq;
+  bool products_have_h0;  // of a single step: h0 times w_hh is part of `product`
   const void* input;  // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; what
                       // lies between I and input_stride is zero
   RowMap input_rows;
@@ -81,6 +83,10 @@ struct ForwardLayer {
 // Whether packing W_ih, read for so many rows, or W_hh costs less than it gains.
 bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows);
 bool pays_to_pack_gates(const ForwardLayer& layer);
+
+// Whether a GEMM library multiplies so many rows of f32 input with W_ih faster than the kernel, product
+// included.
+bool pays_to_hoist_input(const ForwardLayer& layer, int64_t rows);
 
 struct BackwardDirection {
   bool reverse;

@@ -42,13 +42,17 @@ MatrixEngine matrix_engine(at::ScalarType dtype) {
           [] { at::native::cpublas::brgemm_release(); }};
 }
 
+bool hoists_input(const Problem& p, const ForwardLayer& layer) {
+  return p.options.dtype() == at::kFloat && pays_to_hoist_input(layer, p.valid_rows);
+}
+
 // Panels of w_ih and w_hh of each layer and direction in turn, undefined where there are none to hand on.
 std::vector<at::Tensor> kept_panels(const Problem& p, ForwardLayer layer, const Kernels& kernel) {
   std::vector<at::Tensor> panels(2 * p.L * p.D), weights;
   std::vector<int64_t> places;
   for (int64_t state = 0; state < p.L * p.D; ++state) {
     layer.I = state < p.D ? p.I : p.D * p.P;
-    if (pays_to_pack_input(layer, p.T * p.B)) places.push_back(2 * state);
+    if (!hoists_input(p, layer) && pays_to_pack_input(layer, p.T * p.B)) places.push_back(2 * state);
     if (pays_to_pack_gates(layer)) places.push_back(2 * state + 1);
   }
   for (int64_t place : places) {
@@ -94,8 +98,8 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   layer.threads = p.threads;
   layer.engine = matrix_engine(input.scalar_type());
   std::vector<at::Tensor> panels(2 * p.L * p.D);
-  if (!for_backward)
-    panels = kept_panels(p, layer, kernel);  // in training the weights change from call to call
+  // In training the weights change from call to call.
+  if (!for_backward) panels = kept_panels(p, layer, kernel);
   at::Tensor x = p.input_rows(input, false, &layer.input_rows);
   for (int64_t l = 0; l < p.L; ++l) {
     const bool last = l == p.L - 1;
@@ -106,7 +110,9 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
     layer.input = x.const_data_ptr();
     layer.input_stride = x.stride(0);
     layer.I = l == 0 ? p.I : width;
-    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
+    const bool hoists = hoists_input(p, layer);
+    layer.products_have_h0 = hoists && p.T == 1 && !p.ragged && p.seq.reset == nullptr;
+    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], product[2];
     for (int64_t d = 0; d < p.D; ++d) {
       const int64_t state = l * p.D + d;
       w_ih[d] = p.w_ih(l, d).contiguous();
@@ -116,6 +122,9 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
       ForwardDirection& to = layer.direction[d];
       to.reverse = d == 1;
       to.w_ih = w_ih[d].const_data_ptr();
+      if (hoists) product[d] = at::mm(x, w_ih[d].t());
+      if (layer.products_have_h0) product[d].addmm_(first_h.select(0, state), w_hh[d].t());
+      to.product = hoists ? product[d].const_data_ptr<float>() : nullptr;
       to.b_ih = data_or_null(b_ih[d]);
       to.b_hh = data_or_null(b_hh[d]);
       to.w_hh = w_hh[d].const_data_ptr();

@@ -51,10 +51,14 @@ Crowd crowd;
 
 bool is_forked_child() { return forked.load(std::memory_order_relaxed); }
 
-bool is_crowded() { return crowd.is_here(); }
+AloneInCrowd::AloneInCrowd() : threads_(omp_get_max_threads()) {
+  if (crowd.is_here()) omp_set_num_threads(1);
+}
+
+AloneInCrowd::~AloneInCrowd() { omp_set_num_threads(threads_); }
 
 void run_team(int wanted, void (*body)(void* context, int rank, int size), void* context) {
-  if (wanted <= 1 || omp_in_parallel() || is_forked_child() || is_crowded()) {
+  if (wanted <= 1 || omp_in_parallel() || is_forked_child()) {
     body(context, 0, 1);
     return;
   }

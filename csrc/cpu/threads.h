@@ -24,12 +24,21 @@ int64_t take_time_waited();
 // believes in worker threads that no longer exist and would wait for them for ever.
 bool is_forked_child();
 
-// Whether other threads of the machine have lately kept a team's threads from running at once.
-bool is_crowded();
+// While it lives, the calling thread and the libraries that it calls run alone, if other threads of the
+// machine have lately kept a team's threads from running at once. (MKL stays with what torch.set_num_threads
+// told it.)
+class AloneInCrowd {
+ public:
+  AloneInCrowd();
+  ~AloneInCrowd();
+
+ private:
+  int threads_;  // to restore
+};
 
 // Runs body(context, rank, size) on a team of `size` <= wanted threads, 0 <= rank < size; the calling
 // thread is rank 0. The team is smaller where OpenMP gives fewer threads, and 1 inside another
-// parallel region, in a forked child, or where is_crowded().
+// parallel region or in a forked child.
 void run_team(int wanted, void (*body)(void* context, int rank, int size), void* context);
 
 }  // namespace cnnlstm
