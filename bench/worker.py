@@ -168,6 +168,7 @@ def main(name: str, threads: str) -> None:
     warnings.simplefilter("ignore")  # a peer's own, such as of its deprecation, are no news here
     torch.set_num_threads(int(threads))
     worker = Worker(candidate(name))
+    gc.freeze()  # what the imports made need not be looked through before every call
     for line in sys.stdin:
         answers.write(json.dumps(answer(worker, json.loads(line))) + "\n")
         answers.flush()
