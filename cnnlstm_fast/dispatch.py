@@ -40,11 +40,11 @@ def select(spec: LSTMSpec, backend: str = "auto") -> Choice:
         reason = candidate.supports(spec)
         if reason is None:
             able.append(candidate)
-            reason = candidate.slower(spec)
-            if reason is None:
-                return Choice(
-                    candidate, f"{candidate.summary}; the first in order that is not slower", rejected
-                )
+            pace = candidate.pace(spec)
+            if pace is None or not pace.slow:
+                why = "the first in order that takes the call" if pace is None else pace.reason
+                return Choice(candidate, f"{candidate.summary}; {why}", rejected)
+            reason = pace.reason
         rejected[candidate.name] = reason
     if not able:
         raise RuntimeError(f"no backend takes the call {spec}: {_list(rejected)}.")

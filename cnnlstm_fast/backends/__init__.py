@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import aten, cpu, reference
-from .base import Backend, Outputs
+from .base import Backend, Outputs, Pace
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
@@ -14,4 +14,4 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-__all__ = ["BACKENDS", "Backend", "Outputs"]
+__all__ = ["BACKENDS", "Backend", "Outputs", "Pace"]

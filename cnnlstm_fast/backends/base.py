@@ -35,8 +35,15 @@ def without_saved(output: Tensor, h_n: Tensor, c_n: Tensor, cells: Tensor | None
     )
 
 
-def never(spec: LSTMSpec) -> None:
-    """A backend that is not known to be slower anywhere."""
+class Pace(NamedTuple):
+    """What measurements say of a backend on a call, beside those that ``auto`` would try after it."""
+
+    slow: bool  # ``auto`` passes over it
+    reason: str
+
+
+def unmeasured(spec: LSTMSpec) -> None:
+    """A backend of whose speed nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,8 @@ class Backend:
     summary: str
     supports: Callable[[LSTMSpec], str | None]
     """None, or the reason why this backend cannot take the call."""
-    slower: Callable[[LSTMSpec], str | None] = never
-    """None, or the measured reason why ``auto`` passes over it although it could."""
+    pace: Callable[[LSTMSpec], Pace | None] = unmeasured
+    """None, or whether measurements let ``auto`` pass over it although it could. Asked only where it can."""
     forward: Callable[..., Outputs] | None = None
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]] | None = None
     native: bool = False

@@ -6,8 +6,8 @@ import torch
 
 from .. import _native
 from ..canonical import LSTMSpec
-from . import aten
-from .base import Backend
+from . import aten, measured
+from .base import Backend, Pace
 
 
 def _supports(spec: LSTMSpec) -> str | None:
@@ -22,24 +22,26 @@ def _supports(spec: LSTMSpec) -> str | None:
     return None
 
 
-def _slower(spec: LSTMSpec) -> str | None:
-    """Where PyTorch's own kernel was faster: mostly large products, in which a GEMM library beats the panels.
-
-    The bounds come from paired measurements of single layers over T 1-300, B 1-256, H 16-1024, one and two
-    directions, on two cores with AVX-512 and AMX (docs/notes/cpu.md). PyTorch has no such kernel for packed input.
-    """
-    if spec.B is None or spec.packed or aten.BACKEND.supports(spec) is not None:
+def _pace(spec: LSTMSpec) -> Pace | None:
+    """By the tables of measurements. They are of whole sequences without a projection: for the others PyTorch has no
+    such kernel. In a traced graph the sizes are unknown."""
+    if spec.T is None or spec.B is None or spec.packed or spec.proj_size:
         return None
-    B, H = spec.B, spec.hidden_size
-    if spec.dtype == torch.float32:
-        one_long = spec.bidirectional and H >= 1024 and B == 1 and (spec.T or 0) >= 32
-        slow = not spec.grad and (one_long or (H >= 256 and B * H >= 16384) or (H >= 1024 and B >= 8))
-    elif spec.grad:
-        slow = H >= 128 and (B * H >= 16384 or (B >= 32 and H >= 256))
-    else:
-        slow = B * H >= 32768
-    kind = "training" if spec.grad else "inference"
-    return f"aten measured faster for {kind} at B={B}, H={H}" if slow else None
+    if aten.BACKEND.supports(spec) is not None:
+        return None
+    machine = measured.running()
+    table = measured.nearest(machine)
+    kind = None if table is None else table.kinds.get(measured.kind(spec))
+    if table is None or kind is None:
+        return None
+    T, B, I, H = spec.T, spec.B, spec.input_size, spec.hidden_size
+    estimate = kind.estimate(T, B, I, H)
+    ratio, slow = estimate.ratio, estimate.slow
+    faster = f"aten is {1 / ratio:.2f} times as fast" if slow else f"{ratio:.2f} times as fast as aten"
+    where = str(table.machine)
+    if table.machine != machine:
+        where += f", the nearest to this machine's {machine}"
+    return Pace(slow, f"{faster} around T={T} B={B} I={I} H={H} by {kind.made['source']} ({where})")
 
 
-BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _slower, native=True)
+BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _pace, native=True)

@@ -1,0 +1,176 @@
+"""How fast the backend ``cpu`` is beside ``aten``: the tables in ``tables/``, which ``python -m bench.choose`` writes.
+
+A file holds what one class of machines measured. In it ``kinds`` of calls (dtype, inference or training, directions)
+have points: single layers, with the time of ``aten`` over that of ``cpu``. Between points the logarithm of the ratio is
+interpolated over the logarithms of the sizes; beyond them the outermost point counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _native
+from ..canonical import LSTMSpec
+
+TABLES = Path(__file__).parent / "tables"
+ISAS = ("portable", "avx2", "avx512", "avx512_amx")
+"""The instruction sets among which the kernels' speed differs, the slowest first."""
+
+
+class Machine(NamedTuple):
+    """A class of machines whose ratios resemble each other."""
+
+    isa: str  # of ISAS
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.isa}, {self.threads} thread{'s' * (self.threads != 1)}"
+
+
+def running() -> Machine:
+    """This machine, as this process uses it."""
+    return Machine(_isa(), torch.get_num_threads())
+
+
+@lru_cache(maxsize=1)
+def _isa() -> str:
+    isa: str = _native.facts()["cpu"]["active_isa"]
+    amx = isa == "avx512" and torch.cpu._is_amx_tile_supported()  # the kernels call PyTorch's products there
+    return "avx512_amx" if amx else isa
+
+
+class Point(NamedTuple):
+    """A call of one layer as it was measured."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+    cpu_us: float | None  # median times; None where no single time is known
+    aten_us: float | None
+    ratio: float  # aten / cpu, above 1 cpu is faster: the median over pairs
+    low: float  # with its interval of 95 %
+    high: float
+    others: float | None  # cores that other work on the machine used meanwhile
+
+
+SLOW = 0.97
+"""``cpu`` counts as slow where ``aten`` takes less than this share of its time; less of a gain is none in practice."""
+
+
+class Estimate(NamedTuple):
+    """The ratio of a call, and the upper end of its interval."""
+
+    ratio: float
+    high: float
+
+    @property
+    def slow(self) -> bool:
+        """Whether ``aten`` is faster, beyond noise."""
+        return self.ratio < SLOW and self.high < 1.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The points of one kind of calls."""
+
+    made: dict[str, Any]
+    """``source``, to be read as "by ..."; where it was measured, also by which versions, on what, and when."""
+    points: Sequence[Point]
+
+    def estimate(self, T: int, B: int, I: int, H: int) -> Estimate:
+        ratio, high = _interpolate(self._tree, _place(T, B, I, H))
+        return Estimate(math.exp(ratio), math.exp(high))
+
+    @cached_property
+    def _tree(self) -> Any:
+        return _grown([(_place(*p[:4]), (math.log(p.ratio), math.log(p.high))) for p in self.points])
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one class of machines measured."""
+
+    machine: Machine
+    kinds: dict[str, Kind]
+
+
+def kind(spec: LSTMSpec) -> str:
+    """The name of the kind that a call belongs to."""
+    dtype = str(spec.dtype).removeprefix("torch.")
+    return f"{dtype} {'training' if spec.grad else 'inference'} D={spec.directions}"
+
+
+def load(path: Path) -> Table:
+    """Raises ValueError where the file is not one of ours."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {
+            name: Kind(found["made"], [Point(*row) for row in found["points"]])
+            for name, found in document["kinds"].items()
+        }
+        machine = Machine(**document["machine"])
+        ISAS.index(machine.isa)
+        return Table(machine, kinds)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a table written by `python -m bench.choose`, got something else ({error!r})."
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def nearest(machine: Machine) -> Table | None:
+    """The table of the class nearest to a machine: by the instruction set first, then by the threads."""
+
+    def distance(table: Table) -> tuple[int, float]:
+        apart = ISAS.index(table.machine.isa) - ISAS.index(machine.isa)
+        return abs(apart), abs(math.log2(table.machine.threads / machine.threads))
+
+    return min(map(load, sorted(TABLES.glob("*.json"))), key=distance, default=None)
+
+
+def _place(T: int, B: int, I: int, H: int) -> tuple[float, ...]:
+    """Where a call lies on the axes, the outermost first: the tables are grids of I/H, H, B and T, though not all
+    points of a grid are there."""
+    T, B, I = max(T, 1), max(B, 1), max(I, 1)  # empty calls have no logarithm
+    return math.log2(I / H), math.log2(H), math.log2(B), math.log2(T)
+
+
+class _Axis(NamedTuple):
+    """What lies at each value of one axis: an axis, or the values that are interpolated."""
+
+    values: list[float]
+    at: list[Any]
+
+
+def _grown(entries: Iterable[tuple[tuple[float, ...], Any]]) -> Any:
+    branches: dict[float, list[tuple[tuple[float, ...], Any]]] = {}
+    for (first, *rest), value in entries:
+        branches.setdefault(first, []).append((tuple(rest), value))
+    values = sorted(branches)
+    leaf = not branches[values[0]][0][0]
+    return _Axis(values, [branches[v][0][1] if leaf else _grown(branches[v]) for v in values])
+
+
+def _interpolate(node: Any, place: Sequence[float]) -> tuple[float, ...]:
+    """Linear along each axis in turn, between the two neighbours there; beyond the last one as there."""
+    if not place:
+        found: tuple[float, ...] = node
+        return found
+    first, rest = place[0], place[1:]
+    above = min(bisect_left(node.values, first), len(node.values) - 1)
+    after = _interpolate(node.at[above], rest)
+    if above == 0 or node.values[above] <= first:
+        return after
+    before = _interpolate(node.at[above - 1], rest)
+    share = (first - node.values[above - 1]) / (node.values[above] - node.values[above - 1])
+    return tuple((1 - share) * a + share * b for a, b in zip(before, after, strict=True))
