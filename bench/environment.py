@@ -55,11 +55,11 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """``id`` of the checkout, None outside of one; ``dirty`` where a file but the results differs from it."""
+    """``id`` of the checkout, None outside of one; ``dirty`` where a file but what is measured differs from it."""
     if not (ROOT / "setup.py").exists():
         return {"id": None, "dirty": None}  # installed: a repository around it would be somebody else's
     found = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
+    changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!cnnlstm_fast/backends/tables")
     return {"id": found, "dirty": None if changes is None else bool(changes)}
 
 

@@ -180,7 +180,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def save(record: Record, path: Path) -> None:
-    """Writes the file as a whole or not at all."""
+    """Writes the file, as a whole or not at all."""
     head = asdict(record) | {"rows": []}
     document = {
         "machine_info": head.pop("hardware") | {"versions": head.pop("versions")},
@@ -190,9 +190,14 @@ def save(record: Record, path: Path) -> None:
         "benchmarks": [entry for number, row in enumerate(record.rows) for entry in _entries(number, row)],
         "cnnlstm_fast": {key: head[key] for key in ("suite", "ceilings", "missing", "notes")},
     }
+    write_whole(path, json.dumps(document, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes the file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 

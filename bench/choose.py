@@ -1,0 +1,221 @@
+"""``python -m bench.choose``: measures the backend ``cpu`` beside ``aten``, and writes the table that ``auto`` goes by.
+
+A run that is ended keeps what it has measured, and the next one on the same commit, PyTorch and processor goes on from
+there; it also measures anew what other work on the machine disturbed. Kinds of calls from another commit, PyTorch
+or processor are measured from the beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnlstm_fast import BACKENDS, _native
+from cnnlstm_fast.backends import measured
+from cnnlstm_fast.backends.measured import Estimate, Kind, Point, Table
+
+from . import environment
+from .cases import MODES, Call, Case
+from .record import BUSY, OURS, Row, paired_ratio, write_whole
+from .runner import LEAST_ROUNDS, TURN, Plan, Runner
+
+CPU, ATEN = f"{OURS}:cpu", f"{OURS}:aten"
+STEPS, BATCHES = (1, 8, 64), (1, 4, 16, 64, 256)
+HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
+WIDE_STEPS, WIDE_BATCHES = (1, 64), (1, 16, 256)
+WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
+LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
+MOST_FLOP = 3.5e10
+"""Larger calls are left out: about a third of a second on two cores, and forty calls are needed."""
+
+
+def grid() -> Iterator[Call]:
+    """All calls that are measured: single layers, kind by kind, each kind's in an order that has nothing to do with
+    their sizes, so that a drift of the machine does not look like an effect of the size."""
+    shapes = [
+        *((T, B, H, H) for T, B, H in itertools.product(STEPS, BATCHES, HIDDEN)),
+        *((T, B, WIDE * H, H) for T, B, H in itertools.product(WIDE_STEPS, WIDE_BATCHES, WIDE_HIDDEN)),
+        *((T, B, LARGE_HIDDEN, LARGE_HIDDEN) for T, B in itertools.product(LARGE_STEPS, LARGE_BATCHES)),
+    ]
+    random.Random(0).shuffle(shapes)
+    for dtype, mode, bidirectional in itertools.product(("f32", "bf16"), MODES, (False, True)):
+        for T, B, I, H in shapes:
+            name = f"T{T}-B{B}-I{I}-H{H}-D{1 + bidirectional}"
+            call = Call(Case(name, T, B, I, H, 1, bidirectional, "choice of a backend"), mode, dtype)
+            if flop(call) <= MOST_FLOP and BACKENDS["aten"].supports(call.case.spec(mode, dtype)) is None:
+                yield call
+
+
+def flop(call: Call) -> float:
+    """Floating-point operations of its products; a backward pass has twice those of its forward pass."""
+    c = call.case
+    return 8.0 * c.T * c.B * c.H * (c.I + c.H) * c.directions * (3 if call.mode == "training" else 1)
+
+
+def expected_seconds(call: Call, seconds: float) -> float:
+    """A guess at how long a call takes to measure with all set-up, for two cores of a server."""
+    c = call.case
+    weights = 4.0 * c.H * (c.I + c.H) * c.directions
+    once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / 1.5e11 + weights / 3e9
+    turns = 2 * max(LEAST_ROUNDS, seconds / TURN) * max(1.2 * TURN, 2 * once)
+    return 0.1 + turns + 4 * (3 * once + weights / 4e7)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0; 1 where a call failed; 2 for misuse; 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m bench.choose", description=__doc__)
+    parser.add_argument("--dtype", choices=("f32", "bf16"), help="only these calls")
+    parser.add_argument("--mode", choices=MODES, help="only these calls")
+    parser.add_argument("--directions", type=int, choices=(1, 2), help="only these calls")
+    parser.add_argument(
+        "--seconds", type=float, default=0.25, help="for each backend on each call (%(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="by default this machine's table in the package"
+    )
+    args = parser.parse_args(argv)
+    try:
+        if not _native.available:
+            raise ValueError(f"There is nothing to measure: {_native.reason}.")
+        if args.threads < 1:
+            raise ValueError(f"--threads: expected 1 or more, got {args.threads}.")
+        if args.seconds <= 0:
+            raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}.")
+        machine = measured.running()._replace(threads=args.threads)
+        path = args.out or measured.TABLES / f"{machine.isa}-{machine.threads}.json"
+        table = measured.load(path) if path.exists() else Table(machine, {})
+        if table.machine != machine:
+            raise ValueError(f"{path}: expected a table of {machine}, got one of {table.machine}.")
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    chosen = [
+        call
+        for call in grid()
+        if args.dtype in (None, call.dtype)
+        and args.mode in (None, call.mode)
+        and args.directions in (None, call.case.directions)
+    ]
+    plan = Plan((CPU, ATEN), seconds=args.seconds, threads=args.threads, gate=False)
+    try:
+        failed = _measure(plan, chosen, table, path)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured is in {path}, and the same command goes on from there")
+        return 130
+    _summarize(table, path)
+    return int(failed > 0)
+
+
+def _measure(plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> int:
+    """Measures what the table lacks, and writes it after every call; returns how many failed."""
+    made = _facts(plan.seconds)
+    left = [call for call in chosen if not _known(table, call, made)]
+    ahead = sum(expected_seconds(call, plan.seconds) for call in left)
+    print(
+        f"{len(left)} of {len(chosen)} calls to measure, about {ahead / 60:.0f} minutes: {path}", flush=True
+    )
+    start, spent, failed = time.monotonic(), 0.0, 0
+    with Runner(plan, None) as runner:
+        for number, call in enumerate(left, 1):
+            row = runner.measure(call)
+            spent += expected_seconds(call, plan.seconds)
+            remaining = (time.monotonic() - start) / spent * (ahead - spent)
+            if row.measured.keys() == {CPU, ATEN}:
+                _add(table, call, _point(row), made)
+                _save(table, path)
+                figures = f"aten / cpu {_point(row).ratio:.2f}"
+            else:
+                failed += 1
+                figures = "FAILED: " + "; ".join(m.reason for m in row.candidates.values() if m.reason)
+            left_text = f"{remaining / 60:.0f} minutes left"
+            print(f"{number} of {len(left)}, {left_text}: {row.name}: {figures}", flush=True)
+    return failed
+
+
+def _facts(seconds: float) -> dict[str, Any]:
+    commit = environment.commit()
+    return {
+        "source": f"measurements of {datetime.now(UTC).date()}",
+        "commit": commit["id"],
+        "dirty": commit["dirty"],
+        "torch": torch.__version__,
+        "cpu": environment.hardware()["cpu"],
+        "seconds": seconds,
+    }
+
+
+def _same(made: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether they may stand in one kind: all but the date agrees."""
+    return made | {"source": ""} == other | {"source": ""}
+
+
+def _kind(call: Call) -> str:
+    return measured.kind(call.case.spec(call.mode, call.dtype))
+
+
+def _known(table: Table, call: Call, made: dict[str, Any]) -> bool:
+    """Whether the table has the call, undisturbed and measured under the same circumstances."""
+    kind = table.kinds.get(_kind(call))
+    if kind is None or not _same(kind.made, made):
+        return False
+    size = (call.case.T, call.case.B, call.case.I, call.case.H)
+    return any(p[:4] == size and (p.others or 0.0) <= BUSY for p in kind.points)
+
+
+def _add(table: Table, call: Call, point: Point, made: dict[str, Any]) -> None:
+    """In the place of an older measurement."""
+    kind = table.kinds.get(_kind(call))
+    kept = (
+        [] if kind is None or not _same(kind.made, made) else [p for p in kind.points if p[:4] != point[:4]]
+    )
+    table.kinds[_kind(call)] = Kind(made, sorted([*kept, point], key=lambda p: (p.H, p.I, p.B, p.T)))
+
+
+def _point(row: Row) -> Point:
+    cpu, aten = (row.candidates[name] for name in (CPU, ATEN))
+    assert cpu.median_s is not None and aten.median_s is not None
+    ratio = paired_ratio(aten.rounds, cpu.rounds)
+    times = (float(f"{m * 1e6:.4g}") for m in (cpu.median_s, aten.median_s))
+    ratios = (float(f"{r:.4g}") for r in (ratio.value, ratio.low, ratio.high))
+    others = None if row.others is None else round(row.others, 2)
+    return Point(row.case.T, row.case.B, row.case.I, row.case.H, *times, *ratios, others)
+
+
+def _save(table: Table, path: Path) -> None:
+    """A line for each point."""
+    kinds = []
+    for name, kind in sorted(table.kinds.items()):
+        points = ",\n".join(f"    {json.dumps(point)}" for point in kind.points)
+        made = json.dumps(kind.made)
+        kinds.append(f'  {json.dumps(name)}: {{\n   "made": {made},\n   "points": [\n{points}\n   ]\n  }}')
+    text = (
+        f'{{\n "machine": {json.dumps(table.machine._asdict())},\n "columns": {json.dumps(Point._fields)},\n'
+        ' "kinds": {\n' + ",\n".join(kinds) + "\n }\n}\n"
+    )
+    write_whole(path, text)
+
+
+def _summarize(table: Table, path: Path) -> None:
+    busy = 0
+    for name, kind in table.kinds.items():
+        slow = sum(Estimate(p.ratio, p.high).slow for p in kind.points)
+        busy += sum((p.others or 0.0) > BUSY for p in kind.points)
+        print(f"{name}: aten is faster at {slow} of {len(kind.points)} points")
+    if busy:
+        print(f"Other work disturbed {busy} points: the same command measures them anew.")
+    print(f"table: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
