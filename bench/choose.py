@@ -66,7 +66,7 @@ def expected_seconds(call: Call, seconds: float) -> float:
     """A guess at how long a call takes to measure with all set-up, for two cores of a server."""
     c = call.case
     weights = 4.0 * c.H * (c.I + c.H) * c.directions
-    once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / 1.5e11 + weights / 3e9
+    once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / 2e11 + weights / 3e9
     turns = 2 * max(LEAST_ROUNDS, seconds / TURN) * max(1.2 * TURN, 2 * once)
     return 0.1 + turns + 4 * (3 * once + weights / 4e7)
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = measured.load(path) if path.exists() else Table(machine, {})
         if table.machine != machine:
             raise ValueError(f"{path}: expected a table of {machine}, got one of {table.machine}.")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the last: no such instruction set
         print(error, file=sys.stderr)
         return 2
     chosen = [
@@ -125,12 +125,14 @@ def _measure(plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> in
     print(
         f"{len(left)} of {len(chosen)} calls to measure, about {ahead / 60:.0f} minutes: {path}", flush=True
     )
-    start, spent, failed = time.monotonic(), 0.0, 0
+    start, begun, done, failed = time.monotonic(), 0.0, 0.0, 0
     with Runner(plan, None) as runner:
         for number, call in enumerate(left, 1):
             row = runner.measure(call)
-            spent += expected_seconds(call, plan.seconds)
-            remaining = (time.monotonic() - start) / spent * (ahead - spent)
+            done += expected_seconds(call, plan.seconds)
+            if number == 1:  # which starts the processes: no measure of the others
+                start, begun = time.monotonic(), done
+            pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
             if row.measured.keys() == {CPU, ATEN}:
                 _add(table, call, _point(row), made)
                 _save(table, path)
@@ -138,8 +140,8 @@ def _measure(plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> in
             else:
                 failed += 1
                 figures = "FAILED: " + "; ".join(m.reason for m in row.candidates.values() if m.reason)
-            left_text = f"{remaining / 60:.0f} minutes left"
-            print(f"{number} of {len(left)}, {left_text}: {row.name}: {figures}", flush=True)
+            remaining = f"{pace * (ahead - done) / 60:.0f} minutes left"
+            print(f"{number} of {len(left)}, {remaining}: {row.name}: {figures}", flush=True)
     return failed
 
 
