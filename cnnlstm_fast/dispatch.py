@@ -42,7 +42,7 @@ def select(spec: LSTMSpec, backend: str = "auto") -> Choice:
             able.append(candidate)
             pace = candidate.pace(spec)
             if pace is None or not pace.slow:
-                why = "the first in order that takes the call" if pace is None else pace.reason
+                why = "the first in order that is not known to be slower" if pace is None else pace.reason
                 return Choice(candidate, f"{candidate.summary}; {why}", rejected)
             reason = pace.reason
         rejected[candidate.name] = reason

@@ -70,6 +70,12 @@ def test_wide_inputs_have_points_of_their_own() -> None:
     assert ratio(wide, 1, 1, 16, I=4 * 16) == pytest.approx(4)
 
 
+def test_the_closest_point_is_found_by_the_logarithms() -> None:
+    kind = Kind({}, GRID)
+    for call, size in (((3, 2, 16, 16), (4, 1, 16, 16)), ((99, 5, 200, 200), (4, 16, 256, 256))):
+        assert kind.closest(*call)[:4] == size
+
+
 @pytest.mark.parametrize(
     ("value", "noise", "slow"), [(0.9, 1.05, True), (0.9, 1.2, False), (0.98, 1.0, False), (2.0, 1.0, False)]
 )
@@ -112,8 +118,8 @@ def test_auto_takes_aten_where_it_was_faster_and_only_there(planted: Callable[..
         choice = dispatch.select(call(*size))
         assert choice.backend.name == ("aten" if size == slow else "cpu"), size
     reason = dispatch.select(call(*slow)).rejected["cpu"]
-    assert reason == "aten is 2.00 times as fast around T=8 B=16 I=32 H=32 by a test (avx2, 2 threads)"
-    assert "1.50 times as fast as aten around T=1 B=1 I=32" in dispatch.select(call(1, 1, 32)).reason
+    assert reason == "aten is 2.00 times as fast near T=8 B=16 I=32 H=32 by a test (avx2, 2 threads)"
+    assert "1.50 times as fast as aten near T=1 B=1 I=32" in dispatch.select(call(1, 1, 32)).reason
     for other in (
         {"bidirectional": True},  # no such kind in the table
         {"grad": True},
@@ -132,9 +138,9 @@ def test_explain_tells_of_the_measurement(planted: Callable[..., None]) -> None:
     planted(float32_inference_D1=[point(1, 1, 16, 0.5), point(64, 1, 16, 2.0)])
     layer = cnnlstm_fast.LSTM(16, 16)
     rejected = cnnlstm_fast.explain(layer, torch.zeros(1, 1, 16))
-    assert "rejected: cpu: aten is 2.00 times as fast around T=1 B=1" in rejected, rejected
+    assert "rejected: cpu: aten is 2.00 times as fast near T=1 B=1" in rejected, rejected
     taken = cnnlstm_fast.explain(layer, torch.zeros(64, 1, 16))
-    assert "2.00 times as fast as aten around T=64 B=1" in taken and "rejected: cpu" not in taken, taken
+    assert "2.00 times as fast as aten near T=64 B=1" in taken and "rejected: cpu" not in taken, taken
 
 
 @needs_native

@@ -91,6 +91,10 @@ class Kind:
         ratio, high = _interpolate(self._tree, _place(T, B, I, H))
         return Estimate(math.exp(ratio), math.exp(high))
 
+    def closest(self, T: int, B: int, I: int, H: int) -> Point:
+        place = _place(T, B, I, H)
+        return min(self.points, key=lambda p: math.dist(_place(*p[:4]), place))
+
     @cached_property
     def _tree(self) -> Any:
         return _grown([(_place(*p[:4]), (math.log(p.ratio), math.log(p.high))) for p in self.points])
