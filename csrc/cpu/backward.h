@@ -2,6 +2,8 @@
 // of the gates. Everything that sums over time (weights, inputs) is left to matrix products of its caller.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/share.h"
 
 namespace cnnlstm {
@@ -12,6 +14,7 @@ struct BackwardScratch {
   float* gate_panels;    // blocks of 4W outputs of W_hh^T, reduction over 4H
   float* output_panels;  // blocks of 4W outputs of W_hr^T, reduction over P; projection only
   float* grad_c;         // (B, ldh): what the later step hands to c
+  float* products;       // of the matrix engine: (threads, B, 4W)
   T* grad_projected;     // (B, ldp): gradient of h at this step, zero beyond P; projection only
   int64_t ldp, ldh;
   int64_t gate_blocks, gate_panel;  // how many, and floats in one
@@ -28,6 +31,7 @@ struct BackwardScratch {
     gate_panels = arena.take<float>(gate_blocks * gate_panel);
     output_panels = arena.take<float>(output_blocks * output_panel);
     grad_c = arena.take<float>(B * ldh);
+    products = layer.engine.multiply == nullptr ? nullptr : arena.take<float>(layer.threads * B * 4 * W);
     grad_projected = d.w_hr == nullptr ? nullptr : arena.take<T>(B * ldp);
   }
 };
@@ -39,6 +43,17 @@ struct BackwardStep {
   const BackwardDirection& d;
   const BackwardScratch<T>& scratch;
   int64_t t;
+  float* products;  // where the matrix engine puts the sequences' products for the block at hand, or null
+
+  // The same as recurrent() for sequences [begin, end), all of which have a next step.
+  void multiply_on_engine(int64_t b, int64_t begin, int64_t end) const {
+    const int64_t next = d.reverse ? t - 1 : t + 1;
+    float* to = products + begin * 4 * W;
+    std::fill(to, products + end * 4 * W, 0.0f);
+    layer.engine.multiply(end - begin, 4 * W, 4 * layer.H, d.grad_gates_stride, 4 * W, 4 * W,
+                          row<const T>(d.grad_gates, at(layer.seq.compact, next, begin), d.grad_gates_stride),
+                          scratch.gate_panels + b * scratch.gate_panel, to);
+  }
 
   // acc = what the gates of step t hand to h before them: their gradient times W_hh.
   template <int M>
@@ -54,7 +69,11 @@ struct BackwardStep {
     const Sequences& seq = layer.seq;
     const int64_t P = layer.P, next = d.reverse ? t - 1 : t + 1;
     const bool ends = !has_next(seq, d.reverse, t, r);
-    if (!ends) recurrent<M>(acc, b, r, next);
+    if (!ends && products != nullptr) {
+      load_tile<M>(acc, products + r * 4 * W, 4 * W);
+    } else if (!ends) {
+      recurrent<M>(acc, b, r, next);
+    }
     for (int m = 0; m < M; ++m) {
       const bool cut = !ends && is_reset(seq, next, r + m);
       for (int v = 0; v < 4; ++v) {
@@ -180,39 +199,47 @@ void backward_direction(const BackwardLayer& layer, const BackwardDirection& d,
   }
   share.wait();
 
-  const auto tiles = [&](int64_t blocks, int64_t begin, int64_t end, auto tile) {
-    if (begin < share.row_begin) begin = share.row_begin;
-    if (end > share.row_end) end = share.row_end;
-    for (int64_t b = share.panel_begin(blocks); b < share.panel_end(blocks); ++b) {
-      for_row_tiles(begin, end, [&](auto m, int64_t r) { tile(m, b, r); });
-    }
+  const auto of_thread = [&](int64_t r) { return std::clamp(r, share.row_begin, share.row_end); };
+  const auto blocks = [&](int64_t count, auto body) {
+    for (int64_t b = share.panel_begin(count); b < share.panel_end(count); ++b) body(b);
   };
   for (int64_t step = seq.T - 1; step >= 0; --step) {
     const int64_t t = d.reverse ? seq.T - 1 - step : step;
-    const BackwardStep<T> now{layer, d, scratch, t};
-    const auto tile = [&](auto m, int64_t b, int64_t r) {
-      if (d.w_hr == nullptr) {
-        now.template gate_tile<m.value>(b, r);
-      } else {
-        now.template projected_tile<m.value>(b, r);
-      }
-    };
-    // No tile may mix sequences that end at t with those that go on.
-    const int64_t ending = d.reverse ? (t == 0 ? 0 : seq.active[t]) : seq.active[t + 1];
-    tiles(scratch.gate_blocks, 0, ending, tile);
-    tiles(scratch.gate_blocks, ending, seq.active[t], tile);
+    // No tile may mix sequences that go on after t with those that end there.
+    const int64_t first = share.row_begin, end = of_thread(seq.active[t]);
+    const int64_t ending = of_thread(d.reverse ? (t == 0 ? 0 : seq.active[t]) : seq.active[t + 1]);
+    const bool engine =
+        layer.engine.multiply != nullptr && 4 * H % kEngineTile == 0 && ending - first >= kEngineRows;
+    const BackwardStep<T> now{layer, d, scratch, t,
+                              engine ? scratch.products + share.rank * seq.B * 4 * W : nullptr};
+    blocks(scratch.gate_blocks, [&](int64_t b) {
+      if (engine) now.multiply_on_engine(b, first, ending);
+      const auto tile = [&](auto m, int64_t r) {
+        if (d.w_hr == nullptr) {
+          now.template gate_tile<m.value>(b, r);
+        } else {
+          now.template projected_tile<m.value>(b, r);
+        }
+      };
+      for_row_tiles(first, ending, tile);
+      for_row_tiles(ending, end, tile);
+    });
     if (d.w_hr != nullptr) {
       share.wait_step();
-      tiles(scratch.output_blocks, 0, seq.active[t],
-            [&](auto m, int64_t b, int64_t r) { now.template unprojected_tile<m.value>(b, r); });
+      blocks(scratch.output_blocks, [&](int64_t b) {
+        for_row_tiles(first, end, [&](auto m, int64_t r) { now.template unprojected_tile<m.value>(b, r); });
+      });
     }
     share.wait_step();
   }
+  if (layer.engine.multiply != nullptr) layer.engine.release();
 
   for (int64_t t = 0; t < (d.reverse ? seq.T : seq.T > 0); ++t) {
-    const BackwardStep<T> now{layer, d, scratch, t};
-    tiles(scratch.gate_blocks, d.reverse ? seq.active[t + 1] : 0, seq.active[t],
-          [&](auto m, int64_t b, int64_t r) { now.template start_tile<m.value>(b, r); });
+    const BackwardStep<T> now{layer, d, scratch, t, nullptr};
+    const int64_t starting = of_thread(d.reverse ? seq.active[t + 1] : 0), end = of_thread(seq.active[t]);
+    blocks(scratch.gate_blocks, [&](int64_t b) {
+      for_row_tiles(starting, end, [&](auto m, int64_t r) { now.template start_tile<m.value>(b, r); });
+    });
   }
   share.wait();
   for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) {

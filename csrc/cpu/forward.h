@@ -81,24 +81,6 @@ inline bool uses_engine(const ForwardLayer& layer, const float* panels, int64_t 
          rows >= kEngineRows;
 }
 
-template <int M>
-CNNLSTM_INLINE void load_tile(vf (&acc)[M][4], const float* from, int64_t stride) {
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) acc[m][v] = load(from + m * stride + v * W);
-  }
-}
-
-template <int M>
-CNNLSTM_INLINE void store_tile(const vf (&acc)[M][4], float* to, int64_t stride) {
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) store(to + m * stride + v * W, acc[m][v]);
-  }
-}
-
 // Packs block b of the gates' weights w (4H, K), with zeros up to the panel's end.
 template <class T>
 void pack_gates(float* panels, int64_t panel, const T* w, int64_t H, int64_t K, int64_t b) {

@@ -111,6 +111,7 @@ struct BackwardDirection {
 
 struct BackwardLayer {
   Sequences seq;
+  MatrixEngine engine;
   int64_t H;
   int64_t P;
   int D;

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "cpu/engine.h"
 #include "cpu/lstm.h"
 #include "cpu/problem.h"
 
@@ -89,6 +90,7 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
   layer.P = p.P;
   layer.D = int(p.D);
   layer.threads = p.threads;
+  layer.engine = matrix_engine(dtype);
   at::Tensor grad_inner = last_grad_output;  // of layer l's output, at grad_rows
   RowMap grad_rows = p.seq.rows;
   at::Tensor grad_x;  // of what layer l reads, compact

@@ -1,8 +1,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
-#include <ATen/native/CPUBlas.h>
 
-#include "cpu/isa.h"
+#include "cpu/engine.h"
 #include "cpu/lstm.h"
 #include "cpu/prepacked.h"
 #include "cpu/problem.h"
@@ -28,18 +27,6 @@ const void* data_or_null(const at::Tensor& tensor) {
 // The first element of tensor[state], of a contiguous tensor.
 void* state_of(const at::Tensor& tensor, int64_t state) {
   return static_cast<char*>(tensor.mutable_data_ptr()) + state * tensor.stride(0) * tensor.element_size();
-}
-
-// ATen's BRGEMM micro-kernels, where they run on AMX.
-MatrixEngine matrix_engine(at::ScalarType dtype) {
-  if (dtype != at::kBFloat16 || active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(dtype))
-    return {};
-  return {[](int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
-             const void* B, float* C) {
-            at::native::cpublas::brgemm(M, N, K, lda, ldb, ldc, true, static_cast<const at::BFloat16*>(A),
-                                        static_cast<const at::BFloat16*>(B), C);
-          },
-          [] { at::native::cpublas::brgemm_release(); }};
 }
 
 bool hoists_input(const Problem& p, const ForwardLayer& layer) {

@@ -157,6 +157,25 @@ CNNLSTM_INLINE vf splat_word(const T* x) {
   return splat(word);
 }
 
+// M rows of four vectors, `stride` floats from row to row.
+template <int M>
+CNNLSTM_INLINE void load_tile(vf (&acc)[M][4], const float* from, int64_t stride) {
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) acc[m][v] = load(from + m * stride + v * W);
+  }
+}
+
+template <int M>
+CNNLSTM_INLINE void store_tile(const vf (&acc)[M][4], float* to, int64_t stride) {
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) store(to + m * stride + v * W, acc[m][v]);
+  }
+}
+
 // acc[m][v] += sum over the n words k of panel[k][v] * x[m][k]. Each x[m] must be readable to the last word.
 template <int M, class T>
 CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* const (&x)[M], int64_t n) {
