@@ -136,6 +136,9 @@ struct Kernels {
   void (*pack)(float* panels, const void* weight, int64_t H, int64_t K,
                int threads);  // panels 64-byte aligned
   void (*fingerprint)(Span* spans, int count, int threads);
+  // to[c * to_stride + r] = from[r * from_stride + c]
+  void (*transpose)(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t rows,
+                    int64_t columns);
 };
 
 const Kernels& kernels_portable(bool is_bf16);

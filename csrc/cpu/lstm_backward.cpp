@@ -139,8 +139,8 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
 
     if (weights_need_grad) {
       RowMap unused;
-      const at::Tensor x =
-          l == 0 ? p.input_rows(input, true, &unused) : p.between_layers(all_hidden.select(0, l - 1), l - 1);
+      const at::Tensor x = l == 0 ? p.input_rows(input, InputOrder::compact, &unused)
+                                  : p.between_layers(all_hidden.select(0, l - 1), l - 1);
       const at::Tensor inner = l == p.L - 1 ? all_output : all_hidden.select(0, l);
       // [h before, forward | x | h before, reverse]: one product a direction gives the gradients of w_ih and
       // w_hh.

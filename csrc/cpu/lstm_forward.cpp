@@ -87,7 +87,10 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   std::vector<at::Tensor> panels(2 * p.L * p.D);
   // In training the weights change from call to call.
   if (!for_backward) panels = kept_panels(p, layer, kernel);
-  at::Tensor x = p.input_rows(input, false, &layer.input_rows);
+  layer.I = p.I;
+  // The matrix engine and a GEMM need rows at even distances, the kernel takes them one by one.
+  const bool even = input.scalar_type() == at::kBFloat16 || hoists_input(p, layer);
+  at::Tensor x = p.input_rows(input, even ? InputOrder::even : InputOrder::any, &layer.input_rows);
   for (int64_t l = 0; l < p.L; ++l) {
     const bool last = l == p.L - 1;
     const at::Tensor inner = last           ? output

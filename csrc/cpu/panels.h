@@ -120,6 +120,23 @@ void pack_rows(float* panel, const T* matrix, int64_t K, int64_t stride, int64_t
   }
 }
 
+template <class T>
+void transpose_matrix(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t rows,
+                      int64_t columns) {
+  for (int64_t r = 0; r < rows; r += W) {
+    for (int64_t c = 0; c < columns; c += W) {
+      vf x[W];
+      for (int i = 0; i < W; ++i) {
+        const T* row = static_cast<const T*>(from) + (r + i) * from_stride + c;
+        x[i] = r + i < rows ? load(row, columns - c) : zero();
+      }
+      transpose(x);
+      for (int i = 0; i < W && c + i < columns; ++i)
+        store(static_cast<T*>(to) + (c + i) * to_stride + r, rows - r, x[i]);
+    }
+  }
+}
+
 // Outputs that are the columns first + (0..4W-1) of a (K, N) matrix.
 template <class T>
 void pack_columns(float* panel, const T* matrix, int64_t K, int64_t N, int64_t first) {

@@ -109,9 +109,8 @@ inline void fingerprint(Span* spans, int count, int threads) {
 }
 
 template <class T>
-constexpr Kernels kKernels{forward_workspace<T>, forward<T>,       backward_workspace<T>,
-                           backward<T>,          packed_floats<T>, pack<T>,
-                           fingerprint};
+constexpr Kernels kKernels{forward_workspace<T>, forward<T>, backward_workspace<T>, backward<T>,
+                           packed_floats<T>,     pack<T>,    fingerprint,           transpose_matrix<T>};
 
 }  // namespace
 }  // namespace cnnlstm

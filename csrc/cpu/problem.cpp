@@ -31,6 +31,26 @@ int worthwhile_threads(const Problem& p) {
   return int(std::clamp<double>(most, 1.0, at::get_num_threads()));
 }
 
+// input (T, B, I) as rows (T * B, I). ATen copies slowly what has its steps one after the other, such as the
+// feature maps of a CNN along their width.
+at::Tensor flat_rows(const at::Tensor& input) {
+  const int64_t T = input.size(0), B = input.size(1), I = input.size(2);
+  if (input.is_contiguous() || input.stride(0) != 1) return input.reshape({T * B, I});
+  const at::Tensor rows = at::empty({T * B, I}, input.options());
+  const Kernels& kernel = kernels(input.scalar_type() == at::kBFloat16);
+  const int64_t bytes = input.element_size(), part = 64, parts = (I + part - 1) / part;
+  at::parallel_for(0, B * parts, 1 + (1 << 14) / (part * T), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t b = k / parts, i = k % parts * part;
+      kernel.transpose(static_cast<char*>(rows.mutable_data_ptr()) + (b * I + i) * bytes, B * I,
+                       static_cast<const char*>(input.const_data_ptr()) +
+                           (b * input.stride(1) + i * input.stride(2)) * bytes,
+                       input.stride(2), std::min(part, I - i), T);
+    }
+  });
+  return rows;
+}
+
 }  // namespace
 
 void check_tensor(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef shape) {
@@ -186,12 +206,12 @@ void Problem::index_rows() {
   }
 }
 
-at::Tensor Problem::input_rows(const at::Tensor& input, bool compact, RowMap* map) {
+at::Tensor Problem::input_rows(const at::Tensor& input, InputOrder order, RowMap* map) {
   *map = seq.compact;
   if (packed) return input;
   const bool batch_first = !input.is_contiguous() && input.transpose(0, 1).is_contiguous();
-  if (ragged) {
-    if (!batch_first) return input.reshape({rows, I}).index_select(0, gather);
+  if (ragged && order != InputOrder::any) {
+    if (!batch_first) return flat_rows(input).index_select(0, gather);
     at::Tensor index = at::empty_like(gather);
     int64_t* at = index.mutable_data_ptr<int64_t>();
     for (int64_t t = 0; t < T; ++t) {
@@ -199,11 +219,14 @@ at::Tensor Problem::input_rows(const at::Tensor& input, bool compact, RowMap* ma
     }
     return input.transpose(0, 1).reshape({rows, I}).index_select(0, index);
   }
-  if (!batch_first || compact) return input.reshape({rows, I});
+  if (!batch_first || order == InputOrder::compact) {
+    if (ragged) *map = seq.rows;
+    return flat_rows(input);
+  }
   input_step_.resize(T);
   std::iota(input_step_.begin(), input_step_.end(), 0);
   input_row_.resize(B);
-  for (int64_t b = 0; b < B; ++b) input_row_[b] = b * T;
+  for (int64_t r = 0; r < B; ++r) input_row_[r] = batch_[r] * T;
   *map = {input_step_.data(), input_row_.data()};
   return input.transpose(0, 1).reshape({rows, I});
 }

@@ -10,6 +10,10 @@
 
 namespace cnnlstm {
 
+// Of the rows of an input: in compact order; valid ones alone, those of one step evenly spaced; any that
+// needs no copy.
+enum class InputOrder { compact, even, any };
+
 struct Problem {
   // Throws c10::Error, one sentence, on the first argument that does not fit the others.
   Problem(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
@@ -36,9 +40,8 @@ struct Problem {
   at::Tensor b_ih(int64_t l, int64_t d) const { return weight(l, d, 2).contiguous(); }
   at::Tensor b_hh(int64_t l, int64_t d) const { return weight(l, d, 3).contiguous(); }
 
-  // The input as a matrix of its valid rows in compact order, or of all its rows in any order that needs no
-  // copy; `map` says where (t, r) lies. The map lives as long as the problem.
-  at::Tensor input_rows(const at::Tensor& input, bool compact, RowMap* map);
+  // The input as a matrix of rows, `map` says where (t, r) lies. The map lives as long as the problem.
+  at::Tensor input_rows(const at::Tensor& input, InputOrder order, RowMap* map);
 
   // What layer l + 1 reads, as compact rows: layer l's output (`inner`, of the caller's rows) times its mask.
   at::Tensor between_layers(const at::Tensor& inner, int64_t l) const;
