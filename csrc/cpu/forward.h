@@ -109,11 +109,12 @@ class Ahead {
 
   // Makes the gate inputs of step t available; steps are asked for in the direction's order of time.
   void reach(int64_t t) {
-    here_ = ahead_;
-    if (steps_ == 0) compute(t);
-    if (here_ == nullptr) here_ = values_;
+    if (steps_ == 0) {
+      compute(t);
+    } else {
+      here_ += d_.reverse ? -rows_of(t) * stride_ : rows_of(t - 1) * stride_;
+    }
     --steps_;
-    ahead_ = here_ + rows_of(t) * stride_;
   }
 
   // Of block b: four vectors for sequence r; those of r + 1 follow `stride` floats later.
@@ -136,16 +137,22 @@ class Ahead {
     return load(static_cast<const T*>(d_.b_ih) + first, n) + load(static_cast<const T*>(d_.b_hh) + first, n);
   }
 
+  // As many steps from t on as there is room for. They lie in the order of the input's memory, so that the
+  // matrix engine can take the rows of several steps at once.
   void compute(int64_t t) {
     int64_t count = 0;
-    const int64_t first = t;
-    for (; t >= 0 && t < layer_.seq.T && count + rows_of(t) <= capacity_;
-         t += d_.reverse ? -1 : 1, ++steps_) {
-      for (int64_t r = share_.row_begin, end = r + rows_of(t); r < end; ++r) {
-        rows_[count++] = row<T>(layer_.input, at(layer_.input_rows, t, r), layer_.input_stride);
-      }
+    for (int64_t s = t; s >= 0 && s < layer_.seq.T && count + rows_of(s) <= capacity_;
+         s += d_.reverse ? -1 : 1) {
+      count += rows_of(s);
+      ++steps_;
     }
-    here_ = values_;
+    const int64_t first = d_.reverse ? t - steps_ + 1 : t;
+    int64_t i = 0;
+    for (int64_t s = first; s < first + steps_; ++s) {
+      for (int64_t r = share_.row_begin, end = r + rows_of(s); r < end; ++r)
+        rows_[i++] = row<T>(layer_.input, at(layer_.input_rows, s, r), layer_.input_stride);
+    }
+    here_ = values_ + (d_.reverse ? count - rows_of(t) : 0) * stride_;
     even_ = true;
     for (int64_t i = 1; i < count; ++i) even_ &= rows_[i] - rows_[i - 1] == layer_.input_stride;
     for (int64_t b = first_block_; b < end_block_; ++b) {
@@ -173,7 +180,7 @@ class Ahead {
       const vf bias = bias_of(b, v);
       for (int64_t i = 0; i < count; ++i) store(to + i * stride_ + v * W, bias);
     }
-    for (int64_t i = 0, n; i < count; i += n, t += d_.reverse ? -1 : 1) {
+    for (int64_t i = 0, n; i < count; i += n, ++t) {
       n = even_ ? count : rows_of(t);
       const int64_t lda = n > 1 ? rows_[i + 1] - rows_[i] : layer_.input_stride;
       if (n > 0) {
@@ -241,10 +248,9 @@ class Ahead {
   int64_t first_block_, end_block_, stride_, capacity_;
   float* values_;
   const T** rows_;
-  bool even_;          // the rows of all steps computed at once lie one after the other
-  int64_t steps_ = 0;  // computed and not yet asked for
-  float* here_ = nullptr;
-  float* ahead_ = nullptr;  // of the step after
+  bool even_;              // the rows of all steps computed at once lie one after the other
+  int64_t steps_ = 0;      // computed and not yet asked for
+  float* here_ = nullptr;  // those of the step asked for last
 };
 
 // One step of one direction.
