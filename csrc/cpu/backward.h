@@ -208,8 +208,7 @@ void backward_direction(const BackwardLayer& layer, const BackwardDirection& d,
     // No tile may mix sequences that go on after t with those that end there.
     const int64_t first = share.row_begin, end = of_thread(seq.active[t]);
     const int64_t ending = of_thread(d.reverse ? (t == 0 ? 0 : seq.active[t]) : seq.active[t + 1]);
-    const bool engine =
-        layer.engine.multiply != nullptr && 4 * H % kEngineTile == 0 && ending - first >= kEngineRows;
+    const bool engine = layer.engine.multiply != nullptr && 4 * H % kEngineTile == 0 && ending > first;
     const BackwardStep<T> now{layer, d, scratch, t,
                               engine ? scratch.products + share.rank * seq.B * 4 * W : nullptr};
     blocks(scratch.gate_blocks, [&](int64_t b) {

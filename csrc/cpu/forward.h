@@ -77,8 +77,7 @@ struct ForwardScratch {
 
 // Whether the matrix engine multiplies so many rows, `stride` elements apart, with these panels.
 inline bool uses_engine(const ForwardLayer& layer, const float* panels, int64_t stride, int64_t rows) {
-  return layer.engine.multiply != nullptr && panels != nullptr && stride % kEngineTile == 0 &&
-         rows >= kEngineRows;
+  return layer.engine.multiply != nullptr && panels != nullptr && stride % kEngineTile == 0 && rows > 0;
 }
 
 // Packs block b of the gates' weights w (4H, K), with zeros up to the panel's end.

@@ -22,7 +22,7 @@ bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows) {
 
 bool pays_to_pack_gates(const ForwardLayer& layer) {
   const int64_t passes = layer.seq.T * ((layer.seq.B + kRowsPerPass - 1) / kRowsPerPass);
-  if (layer.engine.multiply != nullptr && layer.seq.B >= kEngineRows) return passes >= 4;
+  if (layer.engine.multiply != nullptr && layer.seq.B >= 8) return passes >= 4;
   return passes >= worthwhile_uses(layer.H, layer.P);
 }
 

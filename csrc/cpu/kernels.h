@@ -39,9 +39,6 @@ struct MatrixEngine {
 // The matrix engine multiplies rows of whole tiles of so many bf16.
 constexpr int64_t kEngineTile = 32;
 
-// Fewer rows than this go faster without the matrix engine.
-constexpr int64_t kEngineRows = 8;
-
 struct ForwardDirection {
   bool reverse;
   const void* w_ih;         // (4H, I), gates in the order i f g o
