@@ -22,6 +22,7 @@ bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows) {
 
 bool pays_to_pack_gates(const ForwardLayer& layer) {
   const int64_t passes = layer.seq.T * ((layer.seq.B + kRowsPerPass - 1) / kRowsPerPass);
+  // With few rows the engine gains no more than other products.
   if (layer.engine.multiply != nullptr && layer.seq.B >= 8) return passes >= 4;
   return passes >= worthwhile_uses(layer.H, layer.P);
 }
