@@ -20,6 +20,9 @@ from torch import Tensor
 
 FLOOR = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2e-4, torch.bfloat16: 1e-3}
 
+APPROXIMATE = 1e-1
+"""The largest error that passes of a backend that is approximate (int8 products), which the caller has named."""
+
 MOST_DRAWS = 32
 
 

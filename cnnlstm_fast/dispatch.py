@@ -38,6 +38,8 @@ def select(spec: LSTMSpec, backend: str = "auto") -> Choice:
     able: list[Backend] = []
     for candidate in BACKENDS.values():
         reason = candidate.supports(spec)
+        if reason is None and candidate.approximate:
+            reason = "it is approximate, and runs only where it is named"
         if reason is None:
             able.append(candidate)
             pace = candidate.pace(spec)

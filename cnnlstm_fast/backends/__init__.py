@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import aten, cpu, reference
+from . import aten, cpu, cpu_int8, reference
 from .base import Backend, Outputs, Pace
 
 BACKENDS: dict[str, Backend] = {
@@ -11,6 +11,7 @@ BACKENDS: dict[str, Backend] = {
         cpu.BACKEND,
         aten.BACKEND,
         reference.BACKEND,
+        cpu_int8.BACKEND,
     )
 }
 

@@ -67,6 +67,8 @@ class Backend:
     forward: Callable[..., Outputs] | None = None
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]] | None = None
     native: bool = False
+    approximate: bool = False
+    """Its numbers are not the same: ``auto`` never takes it, and its errors have the limit ``contract.APPROXIMATE``."""
     own_dropout: bool = False
     """In an eager call it draws the dropout between the layers itself (``forward(..., dropout=p)``)."""
 

@@ -1,5 +1,5 @@
-// The operators cnnlstm_fast::lstm and lstm_backward for torch's dispatcher: native kernels for the backend
-// "cpu", the operators of the same schema implemented in Python for every other.
+// The operators cnnlstm_fast::lstm and lstm_backward for torch's dispatcher: native kernels for the backends
+// "cpu" and "cpu-int8", the operators of the same schema implemented in Python for every other.
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -35,12 +35,12 @@ ForwardResult lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tens
                    at::TensorList weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                    const OptionalTensor& reset, const OptionalTensor& dropout_mask, bool bidirectional,
                    bool for_backward, bool all_cells, c10::string_view backend) {
-  if (backend == "cpu") {
+  if (backend == "cpu" || backend == "cpu-int8") {
     const BelowAutogradAndAutocast guard;
     leave_dead_threads_alone();
     const AloneInCrowd alone;
     return lstm_cpu(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
-                    for_backward, all_cells);
+                    for_backward, all_cells, backend == "cpu-int8");
   }
   static const auto python =
       c10::Dispatcher::singleton().findSchemaOrThrow("cnnlstm_fast::lstm_python", "").typed<decltype(lstm)>();
@@ -57,6 +57,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
                              const at::Tensor& cells, const at::Tensor& gates, const at::Tensor& hidden,
                              bool bidirectional, bool input_needs_grad, bool weights_need_grad,
                              c10::string_view backend) {
+  TORCH_CHECK(backend != "cpu-int8", "The int8 kernel has no gradient.");
   if (backend == "cpu") {
     const BelowAutogradAndAutocast guard;
     leave_dead_threads_alone();

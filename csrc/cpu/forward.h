@@ -1,8 +1,13 @@
 // Forward recurrence of one layer: gate product, activations and state update in one pass over the registers.
+//
+// T is the dtype of the tensors, Operand that of what the gates' products read: T, or uint8_t where they are
+// of int8 (quantize.h).
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
+#include "cpu/quantize.h"
 #include "cpu/share.h"
 
 namespace cnnlstm {
@@ -11,33 +16,35 @@ namespace {
 // Gate inputs are computed ahead for as many steps as fit this many bytes of a thread's L2.
 constexpr int64_t kAheadBytes = 1 << 18;
 
-// Words of W_ih's panel that stay in L2 while all rows pass by.
-constexpr int64_t kPieceWords = 512;
+// Words of W_ih's panel that stay in L2 while all rows pass by. Sums of int8 go on to their end.
+template <class Operand>
+constexpr int64_t kPieceWords = kQuantized<Operand> ? kMostQuantized : 512;
 
 // Up to where the rows that the matrix engine multiplies are filled with zeros.
-template <class T>
+template <class Operand>
 int64_t engine_length(int64_t K) {
-  return sizeof(T) == 2 ? ceil_div(K, kEngineTile) * kEngineTile : K;
+  return sizeof(Operand) == 2 ? ceil_div(K, kEngineTile) * kEngineTile : K;
 }
 
 // Floats of the panel of W units: vectors i f g o, reduction over engine_length(K).
-template <class T>
+template <class Operand>
 int64_t gate_panel_floats(int64_t K) {
-  return words<T>(engine_length<T>(K)) * 4 * W;
+  return (words<Operand>(engine_length<Operand>(K)) + (kQuantized<Operand> ? 2 : 0)) * 4 * W;
 }
 
-template <class T>
+template <class T, class Operand>
 struct ForwardScratch {
   float* to_pack_input;  // where to pack W_ih and W_hh, or null
   float* to_pack_gates;
-  const float* input_panels;  // of W_ih, one for each block of W units; or null
-  const float* gate_panels;   // of W_hh
-  float* output_panels;       // blocks of 4W outputs of the projection, reduction over H
-  T* h[2];                    // (B, ldp): h before and after a step, zero beyond P
-  float* c;                   // (B, ldh): zero beyond H
-  T* unprojected;             // (B, ldh), projection only
-  float* gate_inputs;         // split among the threads: see Ahead
-  const T** input_rows;       // (threads, max(B, ahead_rows))
+  const float* input_panels;   // of W_ih, one for each block of W units; or null
+  const float* gate_panels;    // of W_hh
+  float* output_panels;        // blocks of 4W outputs of the projection, reduction over H
+  T* h[2];                     // (B, ldp): h before and after a step, zero beyond P
+  float* c;                    // (B, ldh): zero beyond H
+  T* unprojected;              // (B, ldh), projection only
+  float* gate_inputs;          // split among the threads: see Ahead
+  const Operand** input_rows;  // (threads, max(B, ahead_rows))
+  Operand* quantized;          // (threads, B, quantized_bytes(P)): h, quantized; or null
   int64_t ldp, ldh;
   int64_t blocks, input_panel, gate_panel;  // how many, and floats in one
   int64_t output_blocks, output_panel;
@@ -48,14 +55,14 @@ struct ForwardScratch {
     ldp = ceil_div(layer.P, 4 * W) * 4 * W;
     ldh = ceil_div(layer.H, W) * W;
     blocks = ceil_div(layer.H, W);
-    input_panel = gate_panel_floats<T>(layer.I);
-    gate_panel = gate_panel_floats<T>(layer.P);
+    input_panel = gate_panel_floats<Operand>(layer.I);
+    gate_panel = gate_panel_floats<Operand>(layer.P);
     output_blocks = d.w_hr == nullptr ? 0 : ceil_div(layer.P, 4 * W);
     output_panel = words<T>(layer.H) * 4 * W;
     ahead_rows = ceil_div(kAheadBytes, 16 * ldh);
     if (ahead_rows > layer.seq.T * B) ahead_rows = layer.seq.T * B;
     const auto to_pack = [&](const void* packed, bool pays, int64_t panel) {
-      return packed == nullptr && pays ? arena.take<float>(blocks * panel) : nullptr;
+      return packed == nullptr && (pays || kQuantized<Operand>) ? arena.take<float>(blocks * panel) : nullptr;
     };
     to_pack_input = to_pack(d.packed_w_ih, d.product == nullptr && pays_to_pack_input(layer, layer.seq.T * B),
                             input_panel);
@@ -71,7 +78,9 @@ struct ForwardScratch {
     c = arena.take<float>(B * ldh);
     unprojected = d.w_hr == nullptr ? nullptr : arena.take<T>(B * ldh);
     gate_inputs = arena.take<float>((B + layer.threads * ahead_rows) * 4 * ldh);
-    input_rows = arena.take<const T*>(layer.threads * (B > ahead_rows ? B : ahead_rows));
+    input_rows = arena.take<const Operand*>(layer.threads * (B > ahead_rows ? B : ahead_rows));
+    quantized =
+        kQuantized<Operand> ? arena.take<Operand>(layer.threads * B * quantized_bytes(layer.P)) : nullptr;
   }
 };
 
@@ -81,18 +90,19 @@ inline bool uses_engine(const ForwardLayer& layer, const float* panels, int64_t 
 }
 
 // Packs block b of the gates' weights w (4H, K), with zeros up to the panel's end.
-template <class T>
+template <class Operand, class T>
 void pack_gates(float* panels, int64_t panel, const T* w, int64_t H, int64_t K, int64_t b) {
+  if constexpr (kQuantized<Operand>) return pack_quantized(panels + b * panel, w, H, K, b);
   pack_rows(panels + b * panel, w + b * W * K, K, H, H - b * W, 0);
   std::fill(panels + b * panel + words<T>(K) * 4 * W, panels + (b + 1) * panel, 0.0f);
 }
 
 // x W_ih^T + bias of one thread's units and sequences, for the next few steps of one direction. A matrix
 // product over several steps reads W_ih once for all of them.
-template <class T>
+template <class T, class Operand>
 class Ahead {
  public:
-  Ahead(const ForwardLayer& layer, const ForwardDirection& d, const ForwardScratch<T>& scratch,
+  Ahead(const ForwardLayer& layer, const ForwardDirection& d, const ForwardScratch<T, Operand>& scratch,
         const Share& share)
       : layer_(layer), d_(d), scratch_(scratch), share_(share) {
     const int64_t rows = scratch.ahead_rows;
@@ -149,7 +159,7 @@ class Ahead {
     int64_t i = 0;
     for (int64_t s = first; s < first + steps_; ++s) {
       for (int64_t r = share_.row_begin, end = r + rows_of(s); r < end; ++r)
-        rows_[i++] = row<T>(layer_.input, at(layer_.input_rows, s, r), layer_.input_stride);
+        rows_[i++] = row<Operand>(layer_.input, at(layer_.input_rows, s, r), layer_.input_stride);
     }
     here_ = values_ + (d_.reverse ? count - rows_of(t) : 0) * stride_;
     even_ = true;
@@ -160,12 +170,12 @@ class Ahead {
       } else if (uses_engine(layer_, scratch_.input_panels, layer_.input_stride, count)) {
         multiply_on_engine(b, first, count);
       } else if (scratch_.input_panels != nullptr) {
-        const int64_t n = words<T>(layer_.I);
-        for (int64_t k = 0; k < n; k += kPieceWords) {
-          const int64_t end = std::min(k + kPieceWords, n);
+        const int64_t n = words<Operand>(layer_.I);
+        for (int64_t k = 0; k < n; k += kPieceWords<Operand>) {
+          const int64_t end = std::min(k + kPieceWords<Operand>, n);
           for_row_tiles(0, count, [&](auto m, int64_t i) { piece<m.value>(b, i, k, end); });
         }
-      } else {
+      } else if constexpr (!kQuantized<Operand>) {
         for_row_tiles(0, count, [&](auto m, int64_t i) { whole<m.value>(b, i); });
       }
     }
@@ -183,7 +193,7 @@ class Ahead {
       n = even_ ? count : rows_of(t);
       const int64_t lda = n > 1 ? rows_[i + 1] - rows_[i] : layer_.input_stride;
       if (n > 0) {
-        layer_.engine.multiply(n, 4 * W, engine_length<T>(layer_.I), lda, 4 * W, stride_, rows_[i],
+        layer_.engine.multiply(n, 4 * W, engine_length<Operand>(layer_.I), lda, 4 * W, stride_, rows_[i],
                                scratch_.input_panels + b * scratch_.input_panel, to + i * stride_);
       }
     }
@@ -196,7 +206,7 @@ class Ahead {
     for (int v = 0; v < 4; ++v) {
       const vf bias = bias_of(b, v);
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t place = (rows_[i] - static_cast<const T*>(layer_.input)) / layer_.input_stride;
+        const int64_t place = (rows_[i] - static_cast<const Operand*>(layer_.input)) / layer_.input_stride;
         store(to + i * stride_ + v * W, bias + load(d_.product + (place * 4 + v) * H + b * W, H - b * W));
       }
     }
@@ -222,10 +232,10 @@ class Ahead {
     } else {
       load_tile<M>(acc, to, stride_);
     }
-    const T* x[M];
+    const Operand* x[M];
 #pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) x[m] = rows_[i + m] + k * kPerWord<T>;
-    multiply<M, T>(acc, scratch_.input_panels + b * scratch_.input_panel + k * 4 * W, x, end - k);
+    for (int m = 0; m < M; ++m) x[m] = rows_[i + m] + k * kPerWord<Operand>;
+    multiply<M>(acc, scratch_.input_panels + b * scratch_.input_panel + k * 4 * W, x, end - k);
     store_tile<M>(acc, to, stride_);
   }
 
@@ -233,7 +243,7 @@ class Ahead {
   void whole(int64_t b, int64_t i) const {
     vf acc[M][4];
     start<M>(acc, b);
-    const T* x[M];
+    const Operand* x[M];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) x[m] = rows_[i + m];
     multiply_unpacked<M, T>(acc, row<T>(d_.w_ih, b * W, layer_.I), layer_.H, layer_.H - b * W, x, layer_.I);
@@ -242,26 +252,28 @@ class Ahead {
 
   const ForwardLayer& layer_;
   const ForwardDirection& d_;
-  const ForwardScratch<T>& scratch_;
+  const ForwardScratch<T, Operand>& scratch_;
   const Share& share_;
   int64_t first_block_, end_block_, stride_, capacity_;
   float* values_;
-  const T** rows_;
+  const Operand** rows_;
   bool even_;              // the rows of all steps computed at once lie one after the other
   int64_t steps_ = 0;      // computed and not yet asked for
   float* here_ = nullptr;  // those of the step asked for last
 };
 
 // One step of one direction.
-template <class T>
+template <class T, class Operand>
 struct ForwardStep {
   const ForwardLayer& layer;
   const ForwardDirection& d;
-  const ForwardScratch<T>& scratch;
-  const Ahead<T>& ahead;
+  const ForwardScratch<T, Operand>& scratch;
+  const Ahead<T, Operand>& ahead;
   int64_t t;
-  bool multiplied;  // the gate inputs have the product with h
-  int parity;       // h[parity] is the state before the step, h[1 - parity] the one after
+  bool multiplied;        // the gate inputs have the product with h
+  int parity;             // h[parity] is the state before the step, h[1 - parity] the one after
+  const Operand* before;  // h before the step as the product reads it, rows `before_stride` elements apart
+  int64_t before_stride;
 
   // What must happen to sequence r's state after this step.
   bool ends(int64_t r) const { return !has_next(layer.seq, d.reverse, t, r); }
@@ -278,13 +290,13 @@ struct ForwardStep {
   // Adds W_hh h to the four gates of block b.
   template <int M>
   CNNLSTM_INLINE void add_recurrent(vf (&acc)[M][4], int64_t b, int64_t r) const {
-    const T* before[M];
+    const Operand* x[M];
 #pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) before[m] = scratch.h[parity] + (r + m) * scratch.ldp;
+    for (int m = 0; m < M; ++m) x[m] = before + (r + m) * before_stride;
     if (scratch.gate_panels != nullptr) {
-      multiply<M, T>(acc, scratch.gate_panels + b * scratch.gate_panel, before, words<T>(layer.P));
-    } else {
-      multiply_unpacked<M, T>(acc, row<T>(d.w_hh, b * W, layer.P), layer.H, layer.H - b * W, before, layer.P);
+      multiply<M>(acc, scratch.gate_panels + b * scratch.gate_panel, x, words<Operand>(layer.P));
+    } else if constexpr (!kQuantized<Operand>) {
+      multiply_unpacked<M, T>(acc, row<T>(d.w_hh, b * W, layer.P), layer.H, layer.H - b * W, x, layer.P);
     }
   }
 
@@ -335,9 +347,9 @@ struct ForwardStep {
 
 // Initial state of sequence r: h0 and c0, or zero where its first step is reset. A sequence without a step
 // passes them on.
-template <class T>
-void start_sequence(const ForwardLayer& layer, const ForwardDirection& d, const ForwardScratch<T>& scratch,
-                    int64_t r) {
+template <class T, class Operand>
+void start_sequence(const ForwardLayer& layer, const ForwardDirection& d,
+                    const ForwardScratch<T, Operand>& scratch, int64_t r) {
   const Sequences& seq = layer.seq;
   const T* h0 = row<T>(d.h0, seq.batch[r], layer.P);
   const T* c0 = row<T>(d.c0, seq.batch[r], layer.H);
@@ -358,16 +370,34 @@ void start_sequence(const ForwardLayer& layer, const ForwardDirection& d, const 
   }
 }
 
-template <class T>
-void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, const ForwardScratch<T>& scratch,
-                       const Share& share) {
+// What the product with W_hh reads of h[parity], of this thread's sequences below `end`: every thread
+// quantizes all units for itself, so that none waits for another. Rows and the elements between them.
+template <class T, class Operand>
+std::pair<const Operand*, int64_t> operands(const ForwardLayer& layer,
+                                            const ForwardScratch<T, Operand>& scratch, const Share& share,
+                                            int parity, int64_t end) {
+  if constexpr (kQuantized<Operand>) {
+    const int64_t stride = quantized_bytes(layer.P);
+    Operand* rows = scratch.quantized + share.rank * layer.seq.B * stride;
+    for (int64_t r = share.row_begin; r < end; ++r)
+      quantize_row(rows + r * stride, scratch.h[parity] + r * scratch.ldp, layer.P);
+    return {rows, stride};
+  } else {
+    return {scratch.h[parity], scratch.ldp};
+  }
+}
+
+template <class T, class Operand>
+void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
+                       const ForwardScratch<T, Operand>& scratch, const Share& share) {
   const Sequences& seq = layer.seq;
   const int64_t H = layer.H, P = layer.P;
   for (int64_t b = share.begin(scratch.blocks); b < share.end(scratch.blocks); ++b) {
     if (scratch.to_pack_input != nullptr)
-      pack_gates(scratch.to_pack_input, scratch.input_panel, row<T>(d.w_ih, 0, layer.I), H, layer.I, b);
+      pack_gates<Operand>(scratch.to_pack_input, scratch.input_panel, row<T>(d.w_ih, 0, layer.I), H, layer.I,
+                          b);
     if (scratch.to_pack_gates != nullptr)
-      pack_gates(scratch.to_pack_gates, scratch.gate_panel, row<T>(d.w_hh, 0, P), H, P, b);
+      pack_gates<Operand>(scratch.to_pack_gates, scratch.gate_panel, row<T>(d.w_hh, 0, P), H, P, b);
   }
   for (int64_t b = share.begin(scratch.output_blocks); b < share.end(scratch.output_blocks); ++b) {
     pack_rows(scratch.output_panels + b * scratch.output_panel, row<T>(d.w_hr, b * 4 * W, H), H, W,
@@ -376,21 +406,23 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, con
   for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) start_sequence(layer, d, scratch, r);
   share.wait();
 
-  Ahead<T> ahead(layer, d, scratch, share);
+  Ahead<T, Operand> ahead(layer, d, scratch, share);
   for (int64_t step = 0; step < seq.T; ++step) {
     const int64_t t = d.reverse ? seq.T - 1 - step : step;
     ahead.reach(t);
     const int64_t end = share.row_end < seq.active[t] ? share.row_end : seq.active[t];
     const bool engine = uses_engine(layer, scratch.gate_panels, scratch.ldp, end - share.row_begin);
     const bool multiplied = engine || layer.products_have_h0;
-    const ForwardStep<T> now{layer, d, scratch, ahead, t, multiplied, int(step & 1)};
+    const auto [before, before_stride] = operands(layer, scratch, share, step & 1, end);
+    const ForwardStep<T, Operand> now{layer,         d,      scratch,      ahead, t, multiplied,
+                                      int(step & 1), before, before_stride};
     const int64_t first_block = share.panel_begin(scratch.blocks),
                   end_block = share.panel_end(scratch.blocks);
     for (int64_t k = first_block; k < end_block; ++k) {
       // Every other step backwards: the weights that were read last are still in the cache.
       const int64_t b = step % 2 == 0 ? k : first_block + end_block - 1 - k;
       if (engine) {
-        layer.engine.multiply(end - share.row_begin, 4 * W, engine_length<T>(P), scratch.ldp, 4 * W,
+        layer.engine.multiply(end - share.row_begin, 4 * W, engine_length<Operand>(P), scratch.ldp, 4 * W,
                               ahead.stride(), scratch.h[step & 1] + share.row_begin * scratch.ldp,
                               scratch.gate_panels + b * scratch.gate_panel,
                               ahead.at_block(b, share.row_begin));
@@ -410,21 +442,21 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d, con
   if (layer.engine.multiply != nullptr) layer.engine.release();
 }
 
-template <class T>
+template <class T, class Operand = T>
 size_t forward_workspace(const ForwardLayer& layer) {
   Arena arena(nullptr);
-  for (int d = 0; d < layer.D; ++d) ForwardScratch<T>(arena, layer, layer.direction[d]);
+  for (int d = 0; d < layer.D; ++d) ForwardScratch<T, Operand>(arena, layer, layer.direction[d]);
   return arena.used();
 }
 
-template <class T>
+template <class T, class Operand = T>
 void forward(const ForwardLayer& layer) {
-  share_layer(layer, 4 * layer.H * layer.P * int64_t(sizeof(T)),
+  share_layer(layer, 4 * layer.H * layer.P * int64_t(sizeof(Operand)),
               [](const ForwardLayer& layer, int direction, const Share& share) {
                 Arena arena(layer.workspace);
-                const ForwardScratch<T> first(arena, layer, layer.direction[0]);
+                const ForwardScratch<T, Operand> first(arena, layer, layer.direction[0]);
                 if (direction == 0) return forward_direction(layer, layer.direction[0], first, share);
-                const ForwardScratch<T> second(arena, layer, layer.direction[1]);
+                const ForwardScratch<T, Operand> second(arena, layer, layer.direction[1]);
                 forward_direction(layer, layer.direction[1], second, share);
               });
 }

@@ -20,4 +20,7 @@ Isa active_isa();
 // Whether the bf16 dot product of AVX-512 (dpbf16ps) may be executed.
 bool has_avx512_bf16();
 
+// Whether the int8 dot product of AVX-512 (vpdpbusd) may be executed.
+bool has_avx512_vnni();
+
 }  // namespace cnnlstm

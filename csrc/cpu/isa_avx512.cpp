@@ -6,6 +6,7 @@
 namespace cnnlstm {
 
 const Kernels& kernels_avx512(bool is_bf16) { return is_bf16 ? kKernels<bf16> : kKernels<float>; }
+const Kernels& kernels_avx512_int8() { return kQuantizedKernels<float>; }
 
 }  // namespace cnnlstm
 

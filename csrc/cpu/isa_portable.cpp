@@ -4,5 +4,6 @@
 namespace cnnlstm {
 
 const Kernels& kernels_portable(bool is_bf16) { return is_bf16 ? kKernels<bf16> : kKernels<float>; }
+const Kernels& kernels_portable_int8() { return kQuantizedKernels<float>; }
 
 }  // namespace cnnlstm

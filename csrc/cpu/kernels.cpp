@@ -47,4 +47,17 @@ const Kernels& kernels(bool is_bf16) {
   }
 }
 
+const Kernels& kernels_int8() {
+  switch (active_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return has_avx512_vnni() ? kernels_avx512_vnni_int8() : kernels_avx512_int8();
+    case Isa::avx2:
+      return kernels_avx2_int8();
+#endif
+    default:
+      return kernels_portable_int8();
+  }
+}
+
 }  // namespace cnnlstm

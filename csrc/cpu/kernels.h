@@ -39,6 +39,12 @@ struct MatrixEngine {
 // The matrix engine multiplies rows of whole tiles of so many bf16.
 constexpr int64_t kEngineTile = 32;
 
+// Products of int8 read rows of bytes with a scale behind them (quantize.h), so many bytes apart.
+constexpr int64_t quantized_bytes(int64_t K) { return (K + 3) / 4 * 4 + 4; }
+
+// The longest rows whose products of int8 add up in 32 bits: 127 * 127 * 2^17 < 2^31.
+constexpr int64_t kMostQuantized = 1 << 17;
+
 struct ForwardDirection {
   bool reverse;
   const void* w_ih;         // (4H, I), gates in the order i f g o
@@ -63,8 +69,9 @@ struct ForwardDirection {
 struct ForwardLayer {
   Sequences seq;
   bool products_have_h0;  // of a single step: h0 times w_hh is part of `product`
-  const void* input;  // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; what
-                      // lies between I and input_stride is zero
+  const void*
+      input;  // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; what
+              // lies between I and input_stride is zero. Of int8 kernels quantized rows, I <= kMostQuantized
   RowMap input_rows;
   int64_t input_stride;
   MatrixEngine engine;
@@ -123,7 +130,7 @@ struct Span {
   uint64_t fingerprint;
 };
 
-// One instruction set, one dtype.
+// One instruction set, one dtype; with products of int8 there is no backward pass.
 struct Kernels {
   size_t (*forward_workspace)(const ForwardLayer&);
   void (*forward)(const ForwardLayer&);
@@ -136,6 +143,8 @@ struct Kernels {
   // to[c * to_stride + r] = from[r * from_stride + c]
   void (*transpose)(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t rows,
                     int64_t columns);
+  void (*quantize_rows)(uint8_t* to, const void* rows, int64_t count, int64_t K,
+                        int threads) = nullptr;  // of int8 kernels; the rows are dense
 };
 
 const Kernels& kernels_portable(bool is_bf16);
@@ -143,7 +152,14 @@ const Kernels& kernels_avx2(bool is_bf16);
 const Kernels& kernels_avx512(bool is_bf16);
 const Kernels& kernels_avx512_bf16();  // of bf16; only where has_avx512_bf16()
 
+// float tensors, products of int8
+const Kernels& kernels_portable_int8();
+const Kernels& kernels_avx2_int8();
+const Kernels& kernels_avx512_int8();
+const Kernels& kernels_avx512_vnni_int8();  // only where has_avx512_vnni()
+
 // Those of active_isa().
 const Kernels& kernels(bool is_bf16);
+const Kernels& kernels_int8();
 
 }  // namespace cnnlstm

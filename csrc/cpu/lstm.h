@@ -18,11 +18,12 @@ using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor,
 // grad_input, grad_h0, grad_c0, grad_weights.
 using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
+// int8: products of quantized weights and activations, float32 tensors, not for_backward.
 ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
                        at::TensorList weights, const OptionalTensor& batch_sizes,
                        const OptionalTensor& lengths, const OptionalTensor& reset,
                        const OptionalTensor& dropout_mask, bool bidirectional, bool for_backward,
-                       bool all_cells);
+                       bool all_cells, bool int8);
 
 BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                  const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,

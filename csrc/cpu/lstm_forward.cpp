@@ -1,6 +1,8 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 
+#include <algorithm>
+
 #include "cpu/engine.h"
 #include "cpu/lstm.h"
 #include "cpu/prepacked.h"
@@ -10,9 +12,20 @@ namespace cnnlstm {
 
 namespace {
 
+// What a thread must have to quantize before it is worth waking.
+constexpr int64_t kElementsPerThread = 1 << 16;
+
+at::Tensor quantized_rows(const at::Tensor& x, int threads, const Kernels& kernel) {
+  const at::Tensor rows = at::detail::empty_cpu({x.size(0), quantized_bytes(x.size(1))}, at::kByte);
+  threads = int(std::clamp<int64_t>(x.numel() / kElementsPerThread, 1, threads));
+  kernel.quantize_rows(rows.mutable_data_ptr<uint8_t>(), x.const_data_ptr(), x.size(0), x.size(1), threads);
+  return rows;
+}
+
 // x (rows, I) as the kernels read it: dense, and in bf16 with zeros appended up to a whole word of two, or up
-// to a whole tile of the matrix engine where it will be used.
-at::Tensor padded_rows(const at::Tensor& x, const ForwardLayer& layer) {
+// to a whole tile of the matrix engine where it will be used; or quantized.
+at::Tensor kernel_rows(const at::Tensor& x, const ForwardLayer& layer, const Kernels& kernel) {
+  if (kernel.quantize_rows != nullptr) return quantized_rows(x.contiguous(), layer.threads, kernel);
   if (x.scalar_type() != at::kBFloat16) return x.contiguous();
   const bool engine = layer.engine.multiply != nullptr && pays_to_pack_input(layer, x.size(0));
   const int64_t unit = engine ? kEngineTile : 2;
@@ -29,8 +42,9 @@ void* state_of(const at::Tensor& tensor, int64_t state) {
   return static_cast<char*>(tensor.mutable_data_ptr()) + state * tensor.stride(0) * tensor.element_size();
 }
 
-bool hoists_input(const Problem& p, const ForwardLayer& layer) {
-  return p.options.dtype() == at::kFloat && pays_to_hoist_input(layer, p.valid_rows);
+bool hoists_input(const Problem& p, const ForwardLayer& layer, const Kernels& kernel) {
+  return p.options.dtype() == at::kFloat && kernel.quantize_rows == nullptr &&
+         pays_to_hoist_input(layer, p.valid_rows);
 }
 
 // Panels of w_ih and w_hh of each layer and direction in turn, undefined where there are none to hand on.
@@ -39,8 +53,10 @@ std::vector<at::Tensor> kept_panels(const Problem& p, ForwardLayer layer, const 
   std::vector<int64_t> places;
   for (int64_t state = 0; state < p.L * p.D; ++state) {
     layer.I = state < p.D ? p.I : p.D * p.P;
-    if (!hoists_input(p, layer) && pays_to_pack_input(layer, p.T * p.B)) places.push_back(2 * state);
-    if (pays_to_pack_gates(layer)) places.push_back(2 * state + 1);
+    const bool always = kernel.quantize_rows != nullptr;
+    if (always || (!hoists_input(p, layer, kernel) && pays_to_pack_input(layer, p.T * p.B)))
+      places.push_back(2 * state);
+    if (always || pays_to_pack_gates(layer)) places.push_back(2 * state + 1);
   }
   for (int64_t place : places) {
     const int64_t l = place / 2 / p.D, d = place / 2 % p.D;
@@ -51,15 +67,23 @@ std::vector<at::Tensor> kept_panels(const Problem& p, ForwardLayer layer, const 
   return panels;
 }
 
+void check_int8(const Problem& p, at::ScalarType dtype, bool for_backward) {
+  TORCH_CHECK(!for_backward, "The int8 kernel has no gradient.");
+  TORCH_CHECK(dtype == at::kFloat, "The int8 kernel takes float32 tensors, got ", dtype, ".");
+  TORCH_CHECK(std::max({p.I, p.H, p.D * p.P}) <= kMostQuantized, "The int8 kernel adds up to ",
+              kMostQuantized, " products, got input_size ", p.I, ", hidden_size ", p.H, ".");
+}
+
 }  // namespace
 
 ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
                        at::TensorList weights, const OptionalTensor& batch_sizes,
                        const OptionalTensor& lengths, const OptionalTensor& reset,
                        const OptionalTensor& dropout_mask, bool bidirectional, bool for_backward,
-                       bool all_cells) {
+                       bool all_cells, bool int8) {
   Problem p(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional);
-  const Kernels& kernel = kernels(input.scalar_type() == at::kBFloat16);
+  if (int8) check_int8(p, input.scalar_type(), for_backward);
+  const Kernels& kernel = int8 ? kernels_int8() : kernels(input.scalar_type() == at::kBFloat16);
   const int64_t width = p.D * p.P;
   // Past the dispatcher, which takes longer than a short step.
   const auto empty = [&](at::IntArrayRef sizes) {
@@ -96,11 +120,11 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
     const at::Tensor inner = last           ? output
                              : for_backward ? hidden.select(0, l)
                                             : empty({p.valid_rows, width});
-    x = padded_rows(x, layer);
+    x = kernel_rows(x, layer, kernel);
     layer.input = x.const_data_ptr();
     layer.input_stride = x.stride(0);
     layer.I = l == 0 ? p.I : width;
-    const bool hoists = hoists_input(p, layer);
+    const bool hoists = hoists_input(p, layer, kernel);
     layer.products_have_h0 = hoists && p.T == 1 && !p.ragged && p.seq.reset == nullptr;
     at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], product[2];
     for (int64_t d = 0; d < p.D; ++d) {

@@ -6,12 +6,12 @@
 namespace cnnlstm {
 namespace {
 
-template <class T>
+template <class Operand>
 size_t packed_floats(int64_t H, int64_t K) {
-  return ceil_div(H, W) * gate_panel_floats<T>(K);
+  return ceil_div(H, W) * gate_panel_floats<Operand>(K);
 }
 
-template <class T>
+template <class T, class Operand = T>
 void pack(float* panels, const void* weight, int64_t H, int64_t K, int threads) {
   struct Context {
     float* panels;
@@ -24,7 +24,7 @@ void pack(float* panels, const void* weight, int64_t H, int64_t K, int threads) 
         const Context& c = *static_cast<Context*>(pointer);
         const int64_t blocks = ceil_div(c.H, W);
         for (int64_t b = blocks * rank / size; b < blocks * (rank + 1) / size; ++b)
-          pack_gates(c.panels, gate_panel_floats<T>(c.K), c.weight, c.H, c.K, b);
+          pack_gates<Operand>(c.panels, gate_panel_floats<Operand>(c.K), c.weight, c.H, c.K, b);
       },
       &context);
 }
@@ -46,8 +46,9 @@ constexpr int64_t kChunkBytes = 1 << 15;
 
 // A sum of the words sees each change alone; a sum of products with a key that goes with the place sees those
 // that make up for each other, such as two rows exchanged (XXH3, https://github.com/Cyan4973/xxHash, is built
-// from the same two). Runs at the speed of reading.
-inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
+// from the same two). Runs at the speed of reading, of one part in `Part` of the bytes.
+template <int Part>
+uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
   constexpr int kChains = 4;  // sums that do not wait for each other
   constexpr int64_t kVector = sizeof(vq);
   vq words[kChains]{}, products[kChains]{}, keys[kChains];
@@ -58,7 +59,7 @@ inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
     keys[j] += vq{} + 0xc2b2ae3d27d4eb4fu;
   };
   int64_t i = 0;
-  for (; i + kChains * kVector <= count; i += kChains * kVector) {
+  for (; i + kChains * kVector <= count; i += Part * kChains * kVector) {
 #pragma GCC unroll 4
     for (int j = 0; j < kChains; ++j) {
       vq x;
@@ -83,7 +84,9 @@ inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
   return hash;
 }
 
-inline void fingerprint(Span* spans, int count, int threads) {
+// Of one part in `Part` of what lies beyond the first chunk.
+template <int Part>
+void fingerprint(Span* spans, int count, int threads) {
   struct Context {
     Span* spans;
     int count;
@@ -99,8 +102,8 @@ inline void fingerprint(Span* spans, int count, int threads) {
           uint64_t sum = 0;  // which thread adds which chunk makes no difference
           for (int64_t k = chunks * rank / size; k < chunks * (rank + 1) / size; ++k) {
             const int64_t begin = k * kChunkBytes;
-            sum += hash_chunk(static_cast<const char*>(span.data) + begin,
-                              std::min(bytes - begin, kChunkBytes), k);
+            sum += (k == 0 ? hash_chunk<1> : hash_chunk<Part>)(static_cast<const char*>(span.data) + begin,
+                                                               std::min(bytes - begin, kChunkBytes), k);
           }
           __atomic_fetch_add(&span.fingerprint, sum, __ATOMIC_RELAXED);
         }
@@ -110,7 +113,21 @@ inline void fingerprint(Span* spans, int count, int threads) {
 
 template <class T>
 constexpr Kernels kKernels{forward_workspace<T>, forward<T>, backward_workspace<T>, backward<T>,
-                           packed_floats<T>,     pack<T>,    fingerprint,           transpose_matrix<T>};
+                           packed_floats<T>,     pack<T>,    fingerprint<1>,        transpose_matrix<T>};
+
+// Reading all float weights at every call would take longer than the products of int8.
+constexpr int kSampledPart = 16;
+
+template <class T>
+constexpr Kernels kQuantizedKernels{forward_workspace<T, uint8_t>,
+                                    forward<T, uint8_t>,
+                                    nullptr,
+                                    nullptr,
+                                    packed_floats<uint8_t>,
+                                    pack<T, uint8_t>,
+                                    fingerprint<kSampledPart>,
+                                    transpose_matrix<T>,
+                                    quantize_rows<T>};
 
 }  // namespace
 }  // namespace cnnlstm

@@ -25,7 +25,8 @@ struct Entry {
   at::Tensor panels;  // from the second use on, and contents with them
 };
 
-using Key = std::tuple<const c10::StorageImpl*, const void*, int64_t, int64_t, at::ScalarType>;
+using Key =
+    std::tuple<const c10::StorageImpl*, const void*, int64_t, int64_t, at::ScalarType, const Kernels*>;
 
 struct Store {
   std::mutex mutex;
@@ -41,9 +42,13 @@ Store& store() {
   return one;
 }
 
-Key key_of(const at::Tensor& weight) {
-  return {weight.storage().unsafeGetStorageImpl(), weight.const_data_ptr(), weight.size(0), weight.size(1),
-          weight.scalar_type()};
+Key key_of(const at::Tensor& weight, const Kernels& kernel) {
+  return {weight.storage().unsafeGetStorageImpl(),
+          weight.const_data_ptr(),
+          weight.size(0),
+          weight.size(1),
+          weight.scalar_type(),
+          &kernel};
 }
 
 uint64_t version_of(const at::Tensor& weight) { return weight.is_inference() ? 0 : weight._version(); }
@@ -68,11 +73,11 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
     for (size_t i = 0; i < weights.size(); ++i) {
       const at::Tensor& weight = weights[i];
       if (!weight.is_contiguous() || weight.numel() == 0) continue;
-      const auto found = entries.find(key_of(weight));
+      const auto found = entries.find(key_of(weight, kernel));
       if (found == entries.end() || found->second.storage.expired() ||
           found->second.version != version_of(weight)) {
         store().forget_dead();
-        entries.insert_or_assign(key_of(weight),
+        entries.insert_or_assign(key_of(weight, kernel),
                                  Entry{weight.storage().getWeakStorageImpl(), version_of(weight), 0, {}});
         continue;
       }
@@ -92,8 +97,9 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
     packed = at::empty({int64_t(kernel.packed_floats(H, K))}, at::kFloat);
     kernel.pack(packed.mutable_data_ptr<float>(), spans[k].data, H, K, threads_for(spans[k].bytes));
     const std::lock_guard lock(store().mutex);
-    store().entries.insert_or_assign(key_of(weight), Entry{weight.storage().getWeakStorageImpl(),
-                                                           version_of(weight), spans[k].fingerprint, packed});
+    store().entries.insert_or_assign(
+        key_of(weight, kernel),
+        Entry{weight.storage().getWeakStorageImpl(), version_of(weight), spans[k].fingerprint, packed});
   }
   return panels;
 }

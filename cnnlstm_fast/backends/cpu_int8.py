@@ -1,0 +1,35 @@
+"""The C++ kernel for CPUs with products of int8 (csrc/cpu/quantize.h), compiled into the operator."""
+
+from __future__ import annotations
+
+import torch
+
+from ..canonical import LSTMSpec
+from . import cpu
+from .base import Backend
+
+MOST_FEATURES = 1 << 17
+"""The sum of so many products of two int8 fits 32 bits."""
+
+
+def _supports(spec: LSTMSpec) -> str | None:
+    reason = cpu.BACKEND.supports(spec)
+    if reason is not None:
+        return reason
+    if spec.dtype != torch.float32:
+        return f"it takes float32 tensors, the tensors are {str(spec.dtype).removeprefix('torch.')}"
+    if spec.grad:
+        return "it has no gradients, and one is wanted; call it under torch.no_grad()"
+    inner = spec.directions * (spec.proj_size or spec.hidden_size)
+    if max(spec.input_size, inner) > MOST_FEATURES:
+        return f"its sums of products hold {MOST_FEATURES} features at most"
+    return None
+
+
+BACKEND = Backend(
+    "cpu-int8",
+    "fused C++ kernel for CPUs with weights and activations quantized to int8",
+    _supports,
+    native=True,
+    approximate=True,
+)

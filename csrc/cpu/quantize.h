@@ -1,0 +1,184 @@
+// Products of int8: rows quantized symmetrically, each with a scale of its own, and panels of such rows.
+//
+// A quantized row of K elements is words<uint8_t>(K) words of the bytes round(x / scale) + 128 (128 beyond
+// K), then the scale, a float: max|x| / 127, or NaN where x has something that is not finite. A panel has the
+// bytes round(w / scale) without the 128, and behind the last word 4 vectors of scales and 4 vectors of
+// integers: what the 128 of the other factor adds to each sum, negated.
+#pragma once
+
+#include <type_traits>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/panels.h"
+#include "cpu/threads.h"
+
+namespace cnnlstm {
+namespace {
+
+template <class Operand>
+constexpr bool kQuantized = std::is_same_v<Operand, uint8_t>;
+
+using vb = uint8_t __attribute__((vector_size(W)));
+
+// To the nearest integer, ties to even.
+CNNLSTM_INLINE vi round(vf x) {
+#if defined(__AVX512F__)
+  return (vi)_mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (vi)_mm_cvtps_epi32((__m128)x);
+#else
+  const vf shift = splat(12582912.0f);  // 1.5 * 2^23
+  return __builtin_convertvector((x + shift) - shift, vi);
+#endif
+}
+
+CNNLSTM_INLINE int32_t largest_lane(vi x) {
+#pragma GCC unroll 4
+  for (int n = W; n > 1; n /= 2) {
+    const vi low = (vi)interleave_low((vf)x, (vf)x), high = (vi)interleave_high((vf)x, (vf)x);
+    x = low > high ? low : high;
+  }
+  return x[0];
+}
+
+// Writes quantized_bytes(K) bytes.
+template <class T>
+void quantize_row(uint8_t* to, const T* from, int64_t K) {
+  vi largest{};  // of bits: as floats without a sign are ordered, then infinity, then NaN
+  for (int64_t k = 0; k < K; k += W) {
+    const vi bits = (vi)load(from + k, K - k) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  const int32_t bits = largest_lane(largest);
+  float most;
+  std::memcpy(&most, &bits, 4);
+  const float scale = most / 127.0f + (most - most);
+  float inverse = 127.0f / most;
+  inverse = inverse <= __FLT_MAX__ ? inverse : 0.0f;
+  const int64_t bytes = 4 * words<uint8_t>(K);
+  for (int64_t k = 0; k < bytes; k += W) {
+    const vb q = __builtin_convertvector(round(load(from + k, K - k) * inverse) + 128, vb);
+    std::memcpy(to + k, &q, bytes - k < W ? bytes - k : W);
+  }
+  std::memcpy(to + bytes, &scale, 4);
+}
+
+// acc + the sum of the four products of each word, the bytes of w signed and those of x unsigned. It wraps:
+// only the last sum must fit, the 128s taken back.
+CNNLSTM_INLINE vi dot4(vi acc, vi w, vi x) {
+#if defined(__AVX512VNNI__)
+  return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
+#elif defined(__SSE2__)
+  using vs = int16_t __attribute__((vector_size(W * 4)));
+  const vs w_even = ((vs)w << 8) >> 8, w_odd = (vs)w >> 8;
+  const vs x_even = (vs)(x & 0x00ff00ff), x_odd = (vs)((vu)x >> 8 & 0x00ff00ffu);
+#if defined(__AVX512F__)
+  return acc + (vi)_mm512_madd_epi16((__m512i)w_even, (__m512i)x_even) +
+         (vi)_mm512_madd_epi16((__m512i)w_odd, (__m512i)x_odd);
+#elif defined(__AVX2__)
+  return acc + (vi)_mm256_madd_epi16((__m256i)w_even, (__m256i)x_even) +
+         (vi)_mm256_madd_epi16((__m256i)w_odd, (__m256i)x_odd);
+#else
+  return acc + (vi)_mm_madd_epi16((__m128i)w_even, (__m128i)x_even) +
+         (vi)_mm_madd_epi16((__m128i)w_odd, (__m128i)x_odd);
+#endif
+#else
+  for (int shift = 24; shift >= 0; shift -= 8)
+    acc = (vi)((vu)acc + (vu)(((vi)((vu)w << shift) >> 24) * (vi)((vu)x << shift >> 24)));
+  return acc;
+#endif
+}
+
+CNNLSTM_INLINE vi splat_bytes(const uint8_t* x) {
+  int32_t word;
+  std::memcpy(&word, x, 4);
+  return word - vi{};
+}
+
+// acc[m][v] += the product of the quantized row x[m] of n words with vector v of the panel.
+template <int M>
+CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const uint8_t* const (&x)[M], int64_t n) {
+  const float* const end = panel + n * 4 * W;
+  vi sums[M][4];
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) sums[m][v] = (vi)load(end + (4 + v) * W);
+  }
+  int64_t k = 0;
+  if constexpr (M == 1) {  // four chains of additions would wait for each other: use eight
+    vi odd[4] = {};
+    for (; k + 1 < n; k += 2) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        sums[0][v] = dot4(sums[0][v], (vi)load(panel + (k * 4 + v) * W), splat_bytes(x[0] + k * 4));
+        odd[v] = dot4(odd[v], (vi)load(panel + (k * 4 + 4 + v) * W), splat_bytes(x[0] + k * 4 + 4));
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sums[0][v] += odd[v];
+  }
+  for (; k < n; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const vi w = (vi)load(panel + (k * 4 + v) * W);
+#pragma GCC unroll 6
+      for (int m = 0; m < M; ++m) sums[m][v] = dot4(sums[m][v], w, splat_bytes(x[m] + k * 4));
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+    const vf scale = splat_word(x[m] + n * 4);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v)
+      acc[m][v] = fma(__builtin_convertvector(sums[m][v], vf), scale * load(end + v * W), acc[m][v]);
+  }
+}
+
+// Block b of the gates' weights w (4H, K), quantized.
+template <class T>
+void pack_quantized(float* panel, const T* w, int64_t H, int64_t K, int64_t b) {
+  const int64_t n = words<uint8_t>(K), first = b * W, count = H - first < W ? H - first : W;
+  std::vector<float> rows(4 * W * (n + 1));
+  for (int v = 0; v < 4; ++v) {
+    for (int64_t i = 0; i < count; ++i) {
+      quantize_row(reinterpret_cast<uint8_t*>(rows.data() + (v * W + i) * (n + 1)),
+                   w + (v * H + first + i) * K, K);
+    }
+  }
+  pack_rows(panel, rows.data(), n + 1, W, count, 0);
+  const vi sign = vi{} + int32_t(0x80808080), ones = vi{} + 0x01010101;
+  for (int v = 0; v < 4; ++v) {
+    vi sum{};
+    for (int64_t k = 0; k < n; ++k) {
+      float* word = panel + (k * 4 + v) * W;
+      const vi q = (vi)load(word) ^ sign;
+      store(word, (vf)q);
+      sum = dot4(sum, q, ones);
+    }
+    store(panel + ((n + 1) * 4 + v) * W, (vf)(sum * -128));
+  }
+}
+
+template <class T>
+void quantize_rows(uint8_t* to, const void* rows, int64_t count, int64_t K, int threads) {
+  struct Context {
+    uint8_t* to;
+    const T* rows;
+    int64_t count, K;
+  } context{to, static_cast<const T*>(rows), count, K};
+  run_team(
+      threads,
+      [](void* pointer, int rank, int size) {
+        const Context& c = *static_cast<Context*>(pointer);
+        for (int64_t i = c.count * rank / size; i < c.count * (rank + 1) / size; ++i)
+          quantize_row(c.to + i * quantized_bytes(c.K), c.rows + i * c.K, c.K);
+      },
+      &context);
+}
+
+}  // namespace
+}  // namespace cnnlstm
