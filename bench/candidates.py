@@ -35,6 +35,7 @@ def _ours(name: str, backend: str) -> Peer:
         pip="cnnlstm-fast",
         supports=supports,
         prepare=partial(_prepare, backend),
+        precision="int8" if backend in BACKENDS and BACKENDS[backend].approximate else None,
     )
 
 

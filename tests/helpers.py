@@ -22,6 +22,7 @@ from cnnlstm_fast.canonical import LSTMSpec, validate
 from cnnlstm_fast.contract import Result, compare
 
 SEED = int(os.environ.get("CNNLSTM_TEST_SEED") or random.SystemRandom().randrange(1 << 31))
+EXACT = [name for name, backend in BACKENDS.items() if not backend.approximate]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

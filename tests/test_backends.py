@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import (
     DEVICES,
+    EXACT,
     SEED,
     Case,
     Data,
@@ -44,7 +45,7 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=EXACT)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Case, Data, fast, make, require, results
+from helpers import EXACT, Case, Data, fast, make, require, results
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -40,7 +40,7 @@ def operands(case: Case, dtype: torch.dtype, grad: bool) -> tuple[Data, list[Ten
     return data, leaves, [x, *hx, weights, batch_sizes, lengths, data.reset]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=EXACT)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Case, arguments, fast, make, one_thread, require, results
+from helpers import EXACT, Case, arguments, fast, make, one_thread, require, results
 from torch import Tensor, nn
 
 import cnnlstm_fast
 from bench.memory import allocated, kept, layers, saved
-from cnnlstm_fast import BACKENDS, functional
+from cnnlstm_fast import functional
 from cnnlstm_fast.contract import relative_error
 
 CASES = [
@@ -38,7 +38,7 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=EXACT)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
