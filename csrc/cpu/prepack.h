@@ -116,7 +116,7 @@ constexpr Kernels kKernels{forward_workspace<T>, forward<T>, backward_workspace<
                            packed_floats<T>,     pack<T>,    fingerprint<1>,        transpose_matrix<T>};
 
 // Reading all float weights at every call would take longer than the products of int8.
-constexpr int kSampledPart = 16;
+constexpr int kSampledPart = 64;
 
 template <class T>
 constexpr Kernels kQuantizedKernels{forward_workspace<T, uint8_t>,
