@@ -38,6 +38,7 @@ CASES = [
     Case(T=6, B=3, I=21, H=24, layout="gap"),
     Case(T=0, B=3, I=21, H=24),
     Case(T=4, B=3, I=2100, H=20, scale=0.02),
+    Case(T=5, B=33, I=512, H=256, bidirectional=True),
 ]
 
 
@@ -91,7 +92,7 @@ ONE_STEP = """
 import pickle, sys, torch, cnnlstm_fast
 torch.manual_seed(0)
 found = []
-for B, I, H in ((1, 5, 3), (9, 37, 50), (3, 700, 64)):
+for B, I, H in ((1, 5, 3), (9, 37, 50), (3, 700, 64), (40, 256, 256)):
     layer, x = cnnlstm_fast.LSTM(I, H, backend="cpu-int8"), torch.randn(1, B, I)
     with torch.no_grad():
         found.append(layer(x, (torch.randn(1, B, H), torch.randn(1, B, H)))[0].numpy())

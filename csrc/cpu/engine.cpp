@@ -38,7 +38,17 @@ MatrixEngine matrix_engine(at::ScalarType dtype) {
       !has_amx_bf16()) {
     return {};
   }
-  return {multiply, release};
+  return {multiply, release, nullptr};
+}
+
+MatrixEngine int8_engine() {
+  if (active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(at::kByte)) return {};
+  return {nullptr, [] { at::native::cpublas::brgemm_release(); },
+          [](int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const uint8_t* A,
+             const int8_t* B, int32_t* C) {
+            at::native::cpublas::brgemm(M, N, K, lda, ldb, ldc, false, A,
+                                        reinterpret_cast<const signed char*>(B), C);
+          }};
 }
 
 }  // namespace cnnlstm

@@ -10,4 +10,7 @@ namespace cnnlstm {
 // nulls.
 MatrixEngine matrix_engine(at::ScalarType dtype);
 
+// The same for products of int8.
+MatrixEngine int8_engine();
+
 }  // namespace cnnlstm

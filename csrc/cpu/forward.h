@@ -84,9 +84,36 @@ struct ForwardScratch {
   }
 };
 
+// Less than this of quantized rows goes faster without the matrix engine.
+constexpr int64_t kEngineRows = 8, kEngineBytes = 1 << 13;
+
 // Whether the matrix engine multiplies so many rows, `stride` elements apart, with these panels.
-inline bool uses_engine(const ForwardLayer& layer, const float* panels, int64_t stride, int64_t rows) {
+template <class Operand>
+bool uses_engine(const ForwardLayer& layer, const float* panels, int64_t stride, int64_t rows) {
+  if constexpr (kQuantized<Operand>) {
+    const int64_t bytes = stride - quantized_bytes(0);
+    return layer.engine.multiply_int8 != nullptr && bytes % (2 * kEngineTile) == 0 && rows >= kEngineRows &&
+           rows * bytes >= kEngineBytes;
+  }
   return layer.engine.multiply != nullptr && panels != nullptr && stride % kEngineTile == 0 && rows > 0;
+}
+
+// C (M, 4W) += A (M, K) times the panel.
+template <class Operand>
+void multiply_on_engine(const MatrixEngine& engine, int64_t M, int64_t K, int64_t lda, int64_t ldc,
+                        const Operand* A, const float* panel, float* C) {
+  if constexpr (kQuantized<Operand>) {
+    constexpr int64_t kRows = 64;  // whose sums stay in L1
+    alignas(64) int32_t sums[kRows * 4 * W];
+    for (int64_t i = 0; i < M; i += kRows) {
+      const int64_t count = std::min(kRows, M - i);
+      engine.multiply_int8(count, 4 * W, K, lda, 4 * W, 4 * W, A + i * lda,
+                           reinterpret_cast<const int8_t*>(panel), sums);
+      add_sums(C + i * ldc, ldc, sums, panel, A + i * lda, lda, count, words<Operand>(K));
+    }
+  } else {
+    engine.multiply(M, 4 * W, engine_length<Operand>(K), lda, 4 * W, ldc, A, panel, C);
+  }
 }
 
 // Packs block b of the gates' weights w (4H, K), with zeros up to the panel's end.
@@ -164,11 +191,12 @@ class Ahead {
     here_ = values_ + (d_.reverse ? count - rows_of(t) : 0) * stride_;
     even_ = true;
     for (int64_t i = 1; i < count; ++i) even_ &= rows_[i] - rows_[i - 1] == layer_.input_stride;
+    const int64_t together = kQuantized<Operand> && !even_ ? rows_of(first) : count;
     for (int64_t b = first_block_; b < end_block_; ++b) {
       if (d_.product != nullptr) {
         take_product(b, count);
-      } else if (uses_engine(layer_, scratch_.input_panels, layer_.input_stride, count)) {
-        multiply_on_engine(b, first, count);
+      } else if (uses_engine<Operand>(layer_, scratch_.input_panels, layer_.input_stride, together)) {
+        on_engine(b, first, count);
       } else if (scratch_.input_panels != nullptr) {
         const int64_t n = words<Operand>(layer_.I);
         for (int64_t k = 0; k < n; k += kPieceWords<Operand>) {
@@ -183,7 +211,7 @@ class Ahead {
 
   // Block b of the first `count` rows of input_rows, which begin with step t: one product, or one a step
   // where the rows of several steps are not evenly spaced.
-  void multiply_on_engine(int64_t b, int64_t t, int64_t count) const {
+  void on_engine(int64_t b, int64_t t, int64_t count) const {
     float* to = values_ + (b - first_block_) * 4 * W;
     for (int v = 0; v < 4; ++v) {
       const vf bias = bias_of(b, v);
@@ -193,8 +221,8 @@ class Ahead {
       n = even_ ? count : rows_of(t);
       const int64_t lda = n > 1 ? rows_[i + 1] - rows_[i] : layer_.input_stride;
       if (n > 0) {
-        layer_.engine.multiply(n, 4 * W, engine_length<Operand>(layer_.I), lda, 4 * W, stride_, rows_[i],
-                               scratch_.input_panels + b * scratch_.input_panel, to + i * stride_);
+        multiply_on_engine(layer_.engine, n, layer_.I, lda, stride_, rows_[i],
+                           scratch_.input_panels + b * scratch_.input_panel, to + i * stride_);
       }
     }
   }
@@ -411,9 +439,10 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
     const int64_t t = d.reverse ? seq.T - 1 - step : step;
     ahead.reach(t);
     const int64_t end = share.row_end < seq.active[t] ? share.row_end : seq.active[t];
-    const bool engine = uses_engine(layer, scratch.gate_panels, scratch.ldp, end - share.row_begin);
-    const bool multiplied = engine || layer.products_have_h0;
     const auto [before, before_stride] = operands(layer, scratch, share, step & 1, end);
+    const bool engine =
+        uses_engine<Operand>(layer, scratch.gate_panels, before_stride, end - share.row_begin);
+    const bool multiplied = engine || layer.products_have_h0;
     const ForwardStep<T, Operand> now{layer,         d,      scratch,      ahead, t, multiplied,
                                       int(step & 1), before, before_stride};
     const int64_t first_block = share.panel_begin(scratch.blocks),
@@ -422,10 +451,9 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
       // Every other step backwards: the weights that were read last are still in the cache.
       const int64_t b = step % 2 == 0 ? k : first_block + end_block - 1 - k;
       if (engine) {
-        layer.engine.multiply(end - share.row_begin, 4 * W, engine_length<Operand>(P), scratch.ldp, 4 * W,
-                              ahead.stride(), scratch.h[step & 1] + share.row_begin * scratch.ldp,
-                              scratch.gate_panels + b * scratch.gate_panel,
-                              ahead.at_block(b, share.row_begin));
+        multiply_on_engine(layer.engine, end - share.row_begin, P, before_stride, ahead.stride(),
+                           before + share.row_begin * before_stride,
+                           scratch.gate_panels + b * scratch.gate_panel, ahead.at_block(b, share.row_begin));
       }
       for_row_tiles(share.row_begin, end, [&](auto m, int64_t r) { now.template gate_tile<m.value>(b, r); });
     }
@@ -439,7 +467,7 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
     }
     share.wait_step();
   }
-  if (layer.engine.multiply != nullptr) layer.engine.release();
+  if (layer.engine.release != nullptr) layer.engine.release();
 }
 
 template <class T, class Operand = T>

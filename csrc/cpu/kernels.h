@@ -30,13 +30,16 @@ struct Sequences {
 // A matrix engine for bf16 (AMX), or nulls. multiply: C (M, N) += A (M, K) B, where C is float and B holds
 // pairs of rows: (K / 2, N, 2). K is a multiple of 32: an engine may read A in whole tiles. release: called
 // by each thread that has multiplied, when it is done.
+// multiply_int8: C = A B of bytes without and with a sign, where B holds quadruples of rows: (K / 4, N, 4).
 struct MatrixEngine {
   void (*multiply)(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
                    const void* B, float* C);
   void (*release)();
+  void (*multiply_int8)(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc,
+                        const uint8_t* A, const int8_t* B, int32_t* C);
 };
 
-// The matrix engine multiplies rows of whole tiles of so many bf16.
+// The matrix engine multiplies rows of whole tiles of so many bf16, or twice as many bytes.
 constexpr int64_t kEngineTile = 32;
 
 // Products of int8 read rows of bytes with a scale behind them (quantize.h), so many bytes apart.

@@ -107,7 +107,7 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   layer.P = p.P;
   layer.D = int(p.D);
   layer.threads = p.threads;
-  layer.engine = matrix_engine(input.scalar_type());
+  layer.engine = int8 ? int8_engine() : matrix_engine(input.scalar_type());
   std::vector<at::Tensor> panels(2 * p.L * p.D);
   // In training the weights change from call to call.
   if (!for_backward) panels = kept_panels(p, layer, kernel);

@@ -138,6 +138,23 @@ CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const uint8_t*
   }
 }
 
+// The same for the sums (count, 4W) of rows x, without what takes back the 128; rows of `to` and x lie ldt
+// and ldx elements apart.
+inline void add_sums(float* to, int64_t ldt, const int32_t* sums, const float* panel, const uint8_t* x,
+                     int64_t ldx, int64_t count, int64_t n) {
+  const float* const end = panel + n * 4 * W;
+  for (int64_t i = 0; i < count; ++i) {
+    const vf scale = splat_word(x + i * ldx + n * 4);
+    for (int v = 0; v < 4; ++v) {
+      vi sum;
+      std::memcpy(&sum, sums + (i * 4 + v) * W, sizeof sum);
+      sum += (vi)load(end + (4 + v) * W);
+      float* out = to + i * ldt + v * W;
+      store(out, fma(__builtin_convertvector(sum, vf), scale * load(end + v * W), load(out)));
+    }
+  }
+}
+
 // Block b of the gates' weights w (4H, K), quantized.
 template <class T>
 void pack_quantized(float* panel, const T* w, int64_t H, int64_t K, int64_t b) {

@@ -110,7 +110,7 @@ struct DirectionData {
 
 // What one layer is given: drawn once, read by all runs, some of them at the same time.
 struct Call {
-  bool is_bf16, projection, bias, packed_rows, training, prepacked;
+  bool is_bf16, is_int8, projection, bias, packed_rows, training, prepacked;
   int64_t T, B, I, H, P;
   int D, threads;
   std::vector<int64_t> active, batch, rows_step, rows_row, compact_step, compact_row;
@@ -123,6 +123,8 @@ struct Call {
   explicit Call(Random& random) {
     is_bf16 = chance(random), projection = chance(random, 0.3), bias = chance(random, 0.7);
     packed_rows = chance(random), training = chance(random, 0.7), prepacked = chance(random, 0.3);
+    is_int8 = !is_bf16 && chance(random, 0.4);
+    training = training && !is_int8;
     T = draw(random, 0, chance(random, 0.1) ? 60 : 9);
     B = draw(random, 0, chance(random, 0.2) ? 60 : 9);
     I = draw(random, 1, 70), H = draw(random, 1, 70), P = projection ? draw(random, 1, H) : H;
@@ -215,6 +217,13 @@ void append(std::vector<float>& to, const Array& from, int64_t width, int64_t st
   }
 }
 
+std::unique_ptr<uint8_t[]> quantized_input(const Kernels& kernels, const Call& call, int threads) {
+  if (!call.is_int8) return nullptr;
+  std::unique_ptr<uint8_t[]> rows(new uint8_t[call.valid_rows * quantized_bytes(call.I)]);
+  kernels.quantize_rows(rows.get(), call.input.data(), call.valid_rows, call.I, threads);
+  return rows;
+}
+
 // Forward, and backward where the call trains; everything that they write.
 std::vector<float> run(const Kernels& kernels, const Call& call, int threads) {
   const auto [T, B, I, H, P, D] = std::tuple{call.T, call.B, call.I, call.H, call.P, call.D};
@@ -224,8 +233,10 @@ std::vector<float> run(const Kernels& kernels, const Call& call, int threads) {
 
   ForwardLayer forward{};
   forward.seq = call.sequences();
-  forward.input = call.input.data(), forward.input_rows = forward.seq.compact;
-  forward.input_stride = call.input_stride;
+  const std::unique_ptr<uint8_t[]> quantized = quantized_input(kernels, call, threads);
+  forward.input = call.is_int8 ? quantized.get() : call.input.data(),
+  forward.input_rows = forward.seq.compact;
+  forward.input_stride = call.is_int8 ? quantized_bytes(I) : call.input_stride;
   forward.engine = call.engine;
   forward.I = I, forward.H = H, forward.P = P, forward.D = D, forward.threads = threads;
   for (int d = 0; d < D; ++d) {
@@ -297,29 +308,34 @@ std::vector<float> run(const Kernels& kernels, const Call& call, int threads) {
 struct Variant {
   std::string name;
   const Kernels& (*kernels)(bool is_bf16);
+  const Kernels& (*int8)();
+
+  const Kernels& of(const Call& call) const { return call.is_int8 ? int8() : kernels(call.is_bf16); }
 };
 
 std::vector<Variant> variants() {
   std::vector<Variant> all;
   for (Isa isa : available_isas()) {
-    if (isa == Isa::portable) all.push_back({"portable", kernels_portable});
+    if (isa == Isa::portable) all.push_back({"portable", kernels_portable, kernels_portable_int8});
 #if defined(__x86_64__)
-    if (isa == Isa::avx2) all.push_back({"avx2", kernels_avx2});
-    if (isa == Isa::avx512) all.push_back({"avx512", kernels_avx512});
+    if (isa == Isa::avx2) all.push_back({"avx2", kernels_avx2, kernels_avx2_int8});
+    if (isa == Isa::avx512) all.push_back({"avx512", kernels_avx512, kernels_avx512_int8});
 #endif
   }
-  // The one that the package uses: with the bf16 dot product where there is one, or of CNNLSTM_CPU_ISA.
-  all.push_back({"active", kernels});
+  // The one that the package uses: with the dot products of bf16 and int8 where there are any, or of
+  // CNNLSTM_CPU_ISA.
+  all.push_back({"active", kernels, kernels_int8});
   return all;
 }
 
 void check_call(const Call& call, const std::vector<Variant>& variants, const std::string& name) {
-  const double tolerance = call.is_bf16 ? 0.06 : 1e-4;
+  // Of int8, a last bit of h that differs may round to the next integer.
+  const double tolerance = call.is_bf16 ? 0.06 : call.is_int8 ? 0.02 : 1e-4;
   std::vector<float> first;
   for (const Variant& variant : variants) {
     for (int threads : {1, call.threads}) {
       const std::string where = name + ", " + variant.name + ", threads " + std::to_string(threads);
-      const std::vector<float> results = run(variant.kernels(call.is_bf16), call, threads);
+      const std::vector<float> results = run(variant.of(call), call, threads);
       if (first.empty()) first = results;
       if (results.size() != first.size()) fail(where + ": another number of results");
       for (size_t i = 0; i < results.size(); ++i) {
@@ -336,7 +352,7 @@ void check_call(const Call& call, const std::vector<Variant>& variants, const st
 // Callers that share inputs and weights find what each finds alone.
 void check_callers(const Call& call, const std::vector<Variant>& variants, const std::string& name) {
   for (const Variant& variant : variants) {
-    const Kernels& kernels = variant.kernels(call.is_bf16);
+    const Kernels& kernels = variant.of(call);
     const std::vector<float> alone = run(kernels, call, 2);
     std::vector<float> found[3];
     std::vector<std::thread> callers;
