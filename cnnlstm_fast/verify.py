@@ -161,7 +161,7 @@ def _optimized(model: nn.Module) -> nn.Module:
     named = {m: m.backend for m in model.modules() if is_stand_in(m)}
     optimize(model)
     for module, backend in named.items():
-        module.backend = backend  # type: ignore[assignment]
+        module.backend = backend
     return model
 
 
