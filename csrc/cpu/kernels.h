@@ -36,7 +36,7 @@ struct MatrixEngine {
                    const void* B, float* C);
   void (*release)();
   void (*multiply_int8)(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc,
-                        const uint8_t* A, const int8_t* B, int32_t* C);
+                        const uint8_t* A, const int8_t* B, int32_t* C) = nullptr;
 };
 
 // The matrix engine multiplies rows of whole tiles of so many bf16, or twice as many bytes.
