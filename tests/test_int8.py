@@ -165,6 +165,16 @@ def test_an_edit_is_seen_by_the_next_call(edit: Any, calls: int) -> None:
         assert all(torch.equal(layer(x)[0], fresh(x)[0]) for _ in range(3))
 
 
+def test_one_number_of_a_large_weight_that_autograd_does_not_count() -> None:
+    with torch.inference_mode():
+        layer, x = cnnlstm_fast.LSTM(256, 256, backend=INT8), torch.randn(2, 1, 256)
+        before = [layer(x)[0] for _ in range(3)][-1]
+        layer.weight_hh_l0[-1, -1] += 3.0
+        layer.weight_ih_l0[-1, -1] += 3.0
+        assert torch.equal(layer(x)[0], copy.deepcopy(layer)(x)[0])
+        assert not torch.equal(layer(x)[0], before)
+
+
 def test_both_kinds_of_panels_are_kept_side_by_side() -> None:
     layer, x = cnnlstm_fast.LSTM(24, 40), torch.randn(30, 4, 24)
     found: dict[str, list[Tensor]] = {"cpu": [], INT8: []}

@@ -130,6 +130,7 @@ struct BackwardLayer {
 struct Span {
   const void* data;
   size_t bytes;
+  int64_t part;  // one in so many of the bytes is read, beyond the first 32 KB
   uint64_t fingerprint;
 };
 

@@ -37,9 +37,17 @@ const void* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
-// The first element of tensor[state], of a contiguous tensor.
+int64_t bytes_before(const at::Tensor& tensor, int64_t state) {
+  return state * tensor.stride(0) * tensor.element_size();
+}
+
+// The first element of tensor[state], of a contiguous tensor: to read, or to write.
+const void* given_state(const at::Tensor& tensor, int64_t state) {
+  return static_cast<const char*>(tensor.const_data_ptr()) + bytes_before(tensor, state);
+}
+
 void* state_of(const at::Tensor& tensor, int64_t state) {
-  return static_cast<char*>(tensor.mutable_data_ptr()) + state * tensor.stride(0) * tensor.element_size();
+  return static_cast<char*>(tensor.mutable_data_ptr()) + bytes_before(tensor, state);
 }
 
 bool hoists_input(const Problem& p, const ForwardLayer& layer, const Kernels& kernel) {
@@ -112,8 +120,8 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   // In training the weights change from call to call.
   if (!for_backward) panels = kept_panels(p, layer, kernel);
   layer.I = p.I;
-  // The matrix engine and a GEMM need rows at even distances, the kernel takes them one by one.
-  const bool even = input.scalar_type() == at::kBFloat16 || hoists_input(p, layer);
+  // The matrix engine, a GEMM and quantized rows need even distances, the kernel takes rows one by one.
+  const bool even = int8 || input.scalar_type() == at::kBFloat16 || hoists_input(p, layer, kernel);
   at::Tensor x = p.input_rows(input, even ? InputOrder::even : InputOrder::any, &layer.input_rows);
   for (int64_t l = 0; l < p.L; ++l) {
     const bool last = l == p.L - 1;
@@ -145,8 +153,8 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
       to.w_hr = data_or_null(w_hr[d]);
       to.packed_w_ih = data_or_null(panels[2 * state]);
       to.packed_w_hh = data_or_null(panels[2 * state + 1]);
-      to.h0 = state_of(first_h, state);
-      to.c0 = state_of(first_c, state);
+      to.h0 = given_state(first_h, state);
+      to.c0 = given_state(first_c, state);
       to.h_n = state_of(h_n, state);
       to.c_n = state_of(c_n, state);
       to.output = static_cast<char*>(inner.mutable_data_ptr()) + d * p.P * inner.element_size();

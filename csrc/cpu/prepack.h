@@ -46,9 +46,8 @@ constexpr int64_t kChunkBytes = 1 << 15;
 
 // A sum of the words sees each change alone; a sum of products with a key that goes with the place sees those
 // that make up for each other, such as two rows exchanged (XXH3, https://github.com/Cyan4973/xxHash, is built
-// from the same two). Runs at the speed of reading, of one part in `Part` of the bytes.
-template <int Part>
-uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
+// from the same two). Runs at the speed of reading, of one part in `part` of the bytes.
+inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed, int64_t part) {
   constexpr int kChains = 4;  // sums that do not wait for each other
   constexpr int64_t kVector = sizeof(vq);
   vq words[kChains]{}, products[kChains]{}, keys[kChains];
@@ -59,7 +58,7 @@ uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
     keys[j] += vq{} + 0xc2b2ae3d27d4eb4fu;
   };
   int64_t i = 0;
-  for (; i + kChains * kVector <= count; i += Part * kChains * kVector) {
+  for (; i + kChains * kVector <= count; i += part * kChains * kVector) {
 #pragma GCC unroll 4
     for (int j = 0; j < kChains; ++j) {
       vq x;
@@ -84,9 +83,7 @@ uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed) {
   return hash;
 }
 
-// Of one part in `Part` of what lies beyond the first chunk.
-template <int Part>
-void fingerprint(Span* spans, int count, int threads) {
+inline void fingerprint(Span* spans, int count, int threads) {
   struct Context {
     Span* spans;
     int count;
@@ -102,8 +99,9 @@ void fingerprint(Span* spans, int count, int threads) {
           uint64_t sum = 0;  // which thread adds which chunk makes no difference
           for (int64_t k = chunks * rank / size; k < chunks * (rank + 1) / size; ++k) {
             const int64_t begin = k * kChunkBytes;
-            sum += (k == 0 ? hash_chunk<1> : hash_chunk<Part>)(static_cast<const char*>(span.data) + begin,
-                                                               std::min(bytes - begin, kChunkBytes), k);
+            const int64_t part = k == 0 ? 1 : span.part;
+            sum += hash_chunk(static_cast<const char*>(span.data) + begin,
+                              std::min(bytes - begin, kChunkBytes), k, part);
           }
           __atomic_fetch_add(&span.fingerprint, sum, __ATOMIC_RELAXED);
         }
@@ -113,10 +111,7 @@ void fingerprint(Span* spans, int count, int threads) {
 
 template <class T>
 constexpr Kernels kKernels{forward_workspace<T>, forward<T>, backward_workspace<T>, backward<T>,
-                           packed_floats<T>,     pack<T>,    fingerprint<1>,        transpose_matrix<T>};
-
-// Reading all float weights at every call would take longer than the products of int8.
-constexpr int kSampledPart = 64;
+                           packed_floats<T>,     pack<T>,    fingerprint,           transpose_matrix<T>};
 
 template <class T>
 constexpr Kernels kQuantizedKernels{forward_workspace<T, uint8_t>,
@@ -125,7 +120,7 @@ constexpr Kernels kQuantizedKernels{forward_workspace<T, uint8_t>,
                                     nullptr,
                                     packed_floats<uint8_t>,
                                     pack<T, uint8_t>,
-                                    fingerprint<kSampledPart>,
+                                    fingerprint,
                                     transpose_matrix<T>,
                                     quantize_rows<T>};
 

@@ -53,6 +53,12 @@ Key key_of(const at::Tensor& weight, const Kernels& kernel) {
 
 uint64_t version_of(const at::Tensor& weight) { return weight.is_inference() ? 0 : weight._version(); }
 
+// Reading all float weights at every call would take longer than the products of int8. Edits that autograd
+// counts are seen by their version; of weights that have none, all is read.
+int64_t part_to_read(const at::Tensor& weight, const Kernels& kernel) {
+  return kernel.quantize_rows == nullptr || weight.is_inference() ? 1 : 64;
+}
+
 int threads_for(size_t bytes) {
   return int(std::clamp<size_t>(bytes / kBytesPerThread, 1, at::get_num_threads()));
 }
@@ -84,7 +90,7 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
       known.push_back(i);
       panels[i] = found->second.panels;
       kept.push_back(found->second.contents);
-      spans.push_back({weight.const_data_ptr(), weight.nbytes(), 0});
+      spans.push_back({weight.const_data_ptr(), weight.nbytes(), part_to_read(weight, kernel), 0});
       bytes += weight.nbytes();
     }
   }

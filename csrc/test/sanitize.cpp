@@ -368,7 +368,7 @@ void check_callers(const Call& call, const std::vector<Variant>& variants, const
 }
 
 uint64_t fingerprint_of(const Kernels& kernels, const Array& weight, int threads) {
-  Span span{weight.data(), weight.bytes(), 0};
+  Span span{weight.data(), weight.bytes(), 1, 0};
   kernels.fingerprint(&span, 1, threads);
   return span.fingerprint;
 }
