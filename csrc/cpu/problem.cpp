@@ -24,7 +24,8 @@ void check_cpu(const char* name, const at::Tensor& tensor) {
 int worthwhile_threads(const Problem& p) {
   if (is_forked_child()) return 1;
   // Nanoseconds of one step of one direction on one thread, roughly: a batch of 1 reads the weights from L2.
-  const double step = double(p.valid_rows) / std::max<int64_t>(p.T, 1) * (0.12 * p.H * p.P + 4.0 * p.H);
+  const double features = p.P + double(p.I + (p.L - 1) * p.D * p.P) / p.L;
+  const double step = double(p.valid_rows) / std::max<int64_t>(p.T, 1) * (0.12 * p.H * features + 4.0 * p.H);
   // Directions run side by side for nothing; more threads than that meet at a barrier after every step.
   const double side_by_side = p.D * std::max(1.0, step / 700.0);
   const double most = std::min(step * p.D * p.T / 8000.0, side_by_side);
