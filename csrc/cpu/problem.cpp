@@ -28,7 +28,7 @@ int worthwhile_threads(const Problem& p) {
   const double step = double(p.valid_rows) / std::max<int64_t>(p.T, 1) * (0.12 * p.H * features + 4.0 * p.H);
   // Directions run side by side for nothing; more threads than that meet at a barrier after every step.
   const double side_by_side = p.D * std::max(1.0, step / 700.0);
-  const double most = std::min(step * p.D * p.T / 8000.0, side_by_side);
+  const double most = std::min(step * p.D * p.T / 3500.0, side_by_side);
   return int(std::clamp<double>(most, 1.0, at::get_num_threads()));
 }
 
