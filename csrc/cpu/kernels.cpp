@@ -17,13 +17,15 @@ int64_t worthwhile_uses(int64_t H, int64_t K) { return 4 * H * K <= 1 << 17 ? 6 
 }  // namespace
 
 bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows) {
-  return rows >= (layer.engine.multiply != nullptr ? 24 : 2 * worthwhile_uses(layer.H, layer.I));
+  return rows >= (layer.engine.multiply != nullptr ? 12 : 2 * worthwhile_uses(layer.H, layer.I));
 }
 
 bool pays_to_pack_gates(const ForwardLayer& layer) {
   const int64_t passes = layer.seq.T * ((layer.seq.B + kRowsPerPass - 1) / kRowsPerPass);
   // With few rows the engine gains no more than other products.
-  if (layer.engine.multiply != nullptr && layer.seq.B >= 8) return passes >= 4;
+  if (layer.engine.multiply != nullptr) {
+    return passes >= (layer.seq.B >= 8 ? 4 : layer.H * layer.P <= 1 << 16 ? 8 : 16);
+  }
   return passes >= worthwhile_uses(layer.H, layer.P);
 }
 
