@@ -84,6 +84,14 @@ struct ForwardScratch {
   }
 };
 
+// Whether a thread's part of both weights outgrows its L2, so that every pass of all panels reads them from
+// L3.
+template <class T, class Operand>
+bool outgrows_cache(const ForwardScratch<T, Operand>& scratch, const Share& share) {
+  const int64_t blocks = share.panel_end(scratch.blocks) - share.panel_begin(scratch.blocks);
+  return blocks * (scratch.input_panel + scratch.gate_panel) * int64_t(sizeof(float)) > kCacheBytes;
+}
+
 // Less than this of quantized rows goes faster without the matrix engine.
 constexpr int64_t kEngineRows = 8, kEngineBytes = 1 << 13;
 
@@ -201,7 +209,13 @@ class Ahead {
         const int64_t n = words<Operand>(layer_.I);
         for (int64_t k = 0; k < n; k += kPieceWords<Operand>) {
           const int64_t end = std::min(k + kPieceWords<Operand>, n);
-          for_row_tiles(0, count, [&](auto m, int64_t i) { piece<m.value>(b, i, k, end); });
+          // the panels of all blocks lie one after the other
+          const bool more = outgrows_cache(scratch_, share_) && (b + 1 < end_block_ || end < n);
+          const float* next = more ? scratch_.input_panels + b * scratch_.input_panel + end * 4 * W : nullptr;
+          int64_t pass = 0;
+          for_row_tiles(0, count, [&](auto m, int64_t i) {
+            piece<m.value>(b, i, k, end, Fetch(next, end - k, pass++, ceil_div(count, kTileRows)));
+          });
         }
       } else if constexpr (!kQuantized<Operand>) {
         for_row_tiles(0, count, [&](auto m, int64_t i) { whole<m.value>(b, i); });
@@ -252,7 +266,7 @@ class Ahead {
 
   // Words [k, end) of the product of block b with rows [i, i + M) of input_rows.
   template <int M>
-  void piece(int64_t b, int64_t i, int64_t k, int64_t end) const {
+  void piece(int64_t b, int64_t i, int64_t k, int64_t end, Fetch fetch) const {
     vf acc[M][4];
     float* to = values_ + i * stride_ + (b - first_block_) * 4 * W;
     if (k == 0) {
@@ -263,7 +277,7 @@ class Ahead {
     const Operand* x[M];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) x[m] = rows_[i + m] + k * kPerWord<Operand>;
-    multiply<M>(acc, scratch_.input_panels + b * scratch_.input_panel + k * 4 * W, x, end - k);
+    multiply<M>(acc, scratch_.input_panels + b * scratch_.input_panel + k * 4 * W, x, end - k, fetch);
     store_tile<M>(acc, to, stride_);
   }
 
@@ -317,12 +331,12 @@ struct ForwardStep {
 
   // Adds W_hh h to the four gates of block b.
   template <int M>
-  CNNLSTM_INLINE void add_recurrent(vf (&acc)[M][4], int64_t b, int64_t r) const {
+  CNNLSTM_INLINE void add_recurrent(vf (&acc)[M][4], int64_t b, int64_t r, Fetch fetch) const {
     const Operand* x[M];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) x[m] = before + (r + m) * before_stride;
     if (scratch.gate_panels != nullptr) {
-      multiply<M>(acc, scratch.gate_panels + b * scratch.gate_panel, x, words<Operand>(layer.P));
+      multiply<M>(acc, scratch.gate_panels + b * scratch.gate_panel, x, words<Operand>(layer.P), fetch);
     } else if constexpr (!kQuantized<Operand>) {
       multiply_unpacked<M, T>(acc, row<T>(d.w_hh, b * W, layer.P), layer.H, layer.H - b * W, x, layer.P);
     }
@@ -330,12 +344,12 @@ struct ForwardStep {
 
   // Units [b * W, b * W + W) of sequences [r, r + M).
   template <int M>
-  void gate_tile(int64_t b, int64_t r) const {
+  void gate_tile(int64_t b, int64_t r, Fetch fetch) const {
     const Sequences& seq = layer.seq;
     const int64_t H = layer.H, u = b * W, n = H - u;
     vf acc[M][4];
     load_tile<M>(acc, ahead.at_block(b, r), ahead.stride());
-    if (!multiplied) add_recurrent<M>(acc, b, r);
+    if (!multiplied) add_recurrent<M>(acc, b, r, fetch);
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) {
       const vf i = sigmoid(acc[m][0]), f = sigmoid(acc[m][1]), g = tanh(acc[m][2]), o = sigmoid(acc[m][3]);
@@ -434,6 +448,7 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
   for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) start_sequence(layer, d, scratch, r);
   share.wait();
 
+  const bool fetches = scratch.gate_panels != nullptr && outgrows_cache(scratch, share);
   Ahead<T, Operand> ahead(layer, d, scratch, share);
   for (int64_t step = 0; step < seq.T; ++step) {
     const int64_t t = d.reverse ? seq.T - 1 - step : step;
@@ -447,6 +462,7 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
                                       int(step & 1), before, before_stride};
     const int64_t first_block = share.panel_begin(scratch.blocks),
                   end_block = share.panel_end(scratch.blocks);
+    const int64_t passes = ceil_div(end - share.row_begin, kTileRows);
     for (int64_t k = first_block; k < end_block; ++k) {
       // Every other step backwards: the weights that were read last are still in the cache.
       const int64_t b = step % 2 == 0 ? k : first_block + end_block - 1 - k;
@@ -455,7 +471,13 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
                            before + share.row_begin * before_stride,
                            scratch.gate_panels + b * scratch.gate_panel, ahead.at_block(b, share.row_begin));
       }
-      for_row_tiles(share.row_begin, end, [&](auto m, int64_t r) { now.template gate_tile<m.value>(b, r); });
+      const int64_t next = step % 2 == 0 ? b + 1 : b - 1;
+      const bool more = fetches && next >= first_block && next < end_block;
+      const float* next_panel = more ? scratch.gate_panels + next * scratch.gate_panel : nullptr;
+      int64_t pass = 0;
+      for_row_tiles(share.row_begin, end, [&](auto m, int64_t r) {
+        now.template gate_tile<m.value>(b, r, Fetch(next_panel, words<Operand>(P), pass++, passes));
+      });
     }
     if (d.w_hr != nullptr) {
       share.wait_step();

@@ -193,9 +193,23 @@ CNNLSTM_INLINE void store_tile(const vf (&acc)[M][4], float* to, int64_t stride)
   }
 }
 
+// What one of several passes over a panel of n words fetches of the panel that comes next. A pass of M rows
+// takes longer to compute than L3 takes for its part, and with no hint the first pass over each panel waits
+// for all.
+struct Fetch {
+  const float* from = nullptr;
+  int64_t step;  // floats to fetch with each word
+
+  Fetch() = default;
+  Fetch(const float* next, int64_t n, int64_t pass, int64_t passes) : step(passes < 4 ? 2 * W : W) {
+    if (next != nullptr && passes > 1 && pass * step < 4 * W) from = next + pass * n * step;
+  }
+};
+
 // acc[m][v] += sum over the n words k of panel[k][v] * x[m][k]. Each x[m] must be readable to the last word.
 template <int M, class T>
-CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* const (&x)[M], int64_t n) {
+CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* const (&x)[M], int64_t n,
+                             Fetch fetch = {}) {
   int64_t k = 0;
   if constexpr (M == 1) {  // four chains of additions would wait for each other: use eight
     vf odd[4] = {};
@@ -211,15 +225,26 @@ CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* const
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) acc[0][v] += odd[v];
   }
-  for (; k < n; ++k) {
+  // Two loops: in one, the question alone costs up to 3 %.
+  const auto rest = [&](auto fetches) {
+    for (; k < n; ++k) {
+      if constexpr (fetches.value) {
+        __builtin_prefetch(fetch.from + k * fetch.step, 0, 2);
+        __builtin_prefetch(fetch.from + (k + 1) * fetch.step - W, 0, 2);
+      }
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const vf w = load(panel + (k * 4 + v) * W);
+      for (int v = 0; v < 4; ++v) {
+        const vf w = load(panel + (k * 4 + v) * W);
 #pragma GCC unroll 6
-      for (int m = 0; m < M; ++m)
-        acc[m][v] = multiply_add<T>(w, splat_word(x[m] + k * kPerWord<T>), acc[m][v]);
+        for (int m = 0; m < M; ++m)
+          acc[m][v] = multiply_add<T>(w, splat_word(x[m] + k * kPerWord<T>), acc[m][v]);
+      }
     }
+  };
+  if constexpr (M >= 4) {
+    if (fetch.from != nullptr) return rest(Int<1>{});
   }
+  rest(Int<0>{});
 }
 
 // The same with x[m] = first + m * stride.

@@ -100,7 +100,8 @@ CNNLSTM_INLINE vi splat_bytes(const uint8_t* x) {
 
 // acc[m][v] += the product of the quantized row x[m] of n words with vector v of the panel.
 template <int M>
-CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const uint8_t* const (&x)[M], int64_t n) {
+CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const uint8_t* const (&x)[M], int64_t n,
+                             Fetch = {}) {
   const float* const end = panel + n * 4 * W;
   vi sums[M][4];
 #pragma GCC unroll 4
