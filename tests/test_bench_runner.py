@@ -372,7 +372,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     rest, _ = run.communicate(timeout=60)
     assert run.returncode == 130 and "interrupted after 1 of" in rest, rest
     found = load(path)
-    assert len(found.rows) == 1 and found.notes == ["interrupted after 1 of 6 rows"]
+    assert len(found.rows) == 1 and found.notes[0] == "interrupted after 1 of 6 rows"
 
 
 def test_other_work_on_the_machine_is_seen(tmp_path: Path) -> None:
