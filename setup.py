@@ -231,13 +231,17 @@ class bdist_wheel_after_build(bdist_wheel):
         super().run()
 
 
-# The benchmark lies at the top level of the checkout and is installed inside the package: a top-level module
-# `bench` would collide with other people's.
+# The benchmark and the Triton kernels lie at the top level of the checkout and are installed inside the package:
+# top-level modules `bench` and `kernels` would collide with other people's.
 BENCH = ["bench", *(f"bench.{name}" for name in find_packages("bench"))]
 
 setup(
-    packages=[*find_packages(include=["cnnlstm_fast*"]), *(f"{PACKAGE}.{name}" for name in BENCH)],
-    package_dir={f"{PACKAGE}.bench": "bench"},
+    packages=[
+        *find_packages(include=["cnnlstm_fast*"]),
+        *(f"{PACKAGE}.{name}" for name in BENCH),
+        f"{PACKAGE}.kernels",
+    ],
+    package_dir={f"{PACKAGE}.{name}": name for name in ("bench", "kernels")},
     distclass=NativeDistribution,
     cmdclass={"build": build_all, "build_native": build_native, "bdist_wheel": bdist_wheel_after_build},
 )

@@ -1,0 +1,165 @@
+"""The recurrence of one layer, both directions.
+
+T steps, B sequences, H hidden_size, D directions, N rows: T*B, or the sum of all lengths of a packed sequence. A
+program (unit block, batch tile, direction) computes BLOCK_H units of BLOCK_B sequences. Blocks lie with units on their
+first axis and sequences on the last: the weights are the left factor of the product and stay where they are.
+
+Ways to get the recurrent product, the constexpr WAY:
+    "block": one program has all units of its sequences, and h never leaves it;
+    "grid": the programs of a batch tile exchange h through ``output``, with a barrier after every step;
+    "steps": it is handed over in ``product``; a launch is one step.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .cell import cell
+from .steps import (
+    active_at,
+    barrier,
+    kept_at,
+    lengths_of,
+    of_direction,
+    rows_of,
+    split_gates,
+    time_of,
+)
+
+
+@triton.jit
+def gate_columns(unit_block, H, BLOCK_H: tl.constexpr):
+    """Where the block's four gates of each unit stand in 4H, and whether the unit exists: (4*BLOCK_H,)."""
+    row = tl.arange(0, 4 * BLOCK_H)
+    unit = unit_block * BLOCK_H + row % BLOCK_H
+    return (row // BLOCK_H) * H + unit, unit < H
+
+
+@triton.jit
+def load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, offsets):
+    """(4*BLOCK_H, BLOCK_B) of the direction's gate_inputs (N, 4H)."""
+    active = active_at(t, batch, length, T, B)
+    rows = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
+    return tl.load(
+        gate_inputs + rows[None, :] * (4 * H) + columns[:, None],
+        mask=exists[:, None] & active[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit(do_not_specialize=["T", "B", "N", "s_begin", "s_end"])
+def forward_kernel(
+    gate_inputs,  # (D, N, 4H) float32: W_ih x
+    weight_hh,  # (4H, H), of the forward direction
+    weight_hh_reverse,  # like it, None where D = 1
+    bias_ih,  # (4H,), None where there are no biases
+    bias_hh,
+    bias_ih_reverse,
+    bias_hh_reverse,
+    h0,  # (D, B, H)
+    c_state,  # (D, B, H) float32: enters the first step of this launch, and is left by its last one
+    h_n,  # (D, B, H), may be h0 itself but for WAY "grid"
+    output,  # (N, D*H): h of every step, zero where a sequence has ended
+    cells,  # (D, N, H): c of every step, or None
+    gates,  # (D, N, 4H): activated gates, or None
+    lengths,  # (B,) int64, or None
+    offsets,  # (T,) int64: first row of a packed sequence's steps, or None
+    reset,  # (T, B) uint8, or None
+    product,  # (D, B, 4H) float32: W_hh h of the one step of this launch, for WAY "steps"
+    arrivals,  # (D, tiles) int32, zeros: for WAY "grid"
+    T,
+    B,
+    N,
+    H,
+    s_begin,
+    s_end,
+    BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # H rounded up to a power of two
+    WAY: tl.constexpr,
+    PRECISION: tl.constexpr,  # of float32 products, see tl.dot
+):
+    unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)
+    batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    k = tl.arange(0, BLOCK_K)
+    columns, exists = gate_columns(unit_block, H, BLOCK_H)
+    length = lengths_of(batch, T, B, lengths)
+    D = tl.num_programs(2)
+    N = tl.cast(N, tl.int64)
+    dtype = output.dtype.element_ty
+
+    own = (unit < H)[:, None] & (batch < B)[None, :]
+    state_at = (direction * B + batch)[None, :] * H + unit[:, None]
+    h = tl.load(h0 + state_at, mask=own, other=0.0)
+    c = tl.load(c_state + state_at, mask=own, other=0.0)
+    bias = tl.zeros((4 * BLOCK_H,), tl.float32)
+    if bias_ih is not None:
+        bias += tl.load(of_direction(direction, bias_ih, bias_ih_reverse) + columns, mask=exists, other=0.0)
+        bias += tl.load(of_direction(direction, bias_hh, bias_hh_reverse) + columns, mask=exists, other=0.0)
+    if WAY != "steps":
+        w = tl.load(
+            of_direction(direction, weight_hh, weight_hh_reverse) + columns[:, None] * H + k[None, :],
+            mask=exists[:, None] & (k < H)[None, :],
+            other=0.0,
+        )
+
+    gate_inputs += direction * N * (4 * H)
+    t = time_of(s_begin, direction, T)
+    x_next = load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, offsets)
+    # one stage: no load of a step may start before the barrier of the step before
+    for s in tl.range(s_begin, s_end, num_stages=1):
+        t = time_of(s, direction, T)
+        t_prev = time_of(s - 1, direction, T)
+        active = active_at(t, batch, length, T, B)
+        kept = kept_at(t, batch, active, B, reset)
+        rows = rows_of(t, batch, B, offsets)
+        x = x_next
+        x_next = load_gate_inputs(
+            gate_inputs, time_of(s + 1, direction, T), columns, exists, batch, length, T, B, H, offsets
+        )
+
+        if WAY == "steps":
+            at = (direction * B + batch)[None, :] * (4 * H) + columns[:, None]
+            recurrent = tl.load(product + at, mask=exists[:, None] & kept[None, :], other=0.0)
+        else:
+            if WAY == "block":
+                operand = tl.where(kept[None, :], h, 0.0).to(dtype)
+            else:
+                going = active_at(t_prev, batch, length, T, B)
+                before = rows_of(tl.maximum(tl.minimum(t_prev, T - 1), 0), batch, B, offsets) * (D * H) + direction * H
+                first = (direction * B + batch)[None, :] * H + k[:, None]
+                operand = tl.load(
+                    tl.where(going[None, :], output + before[None, :] + k[:, None], h0 + first),
+                    mask=(k < H)[:, None] & kept[None, :],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+            recurrent = tl.dot(w, operand, input_precision=PRECISION)
+        i, f, g, o = split_gates(tl.reshape(x + bias[:, None] + recurrent, (4, BLOCK_H, BLOCK_B)))
+        i, f, g, o, c_new, h_new = cell(i, f, g, o, tl.where(kept[None, :], c, 0.0))
+
+        h_new = h_new.to(dtype)
+        runs = own & active[None, :]
+        c = tl.where(runs, c_new, c)
+        h = tl.where(runs, h_new, h)
+        # packed rows exist only where a sequence has a step
+        written = own if offsets is None else runs
+        row = rows[None, :]
+        tl.store(output + row * (D * H) + direction * H + unit[:, None], tl.where(runs, h_new, 0.0), mask=written)
+        if cells is not None:
+            tl.store(cells + (direction * N + row) * H + unit[:, None], tl.where(runs, c_new, 0.0), mask=written)
+        if gates is not None:
+            at = gates + (direction * N + row) * (4 * H) + unit[:, None]
+            tl.store(at, i, mask=runs)
+            tl.store(at + H, f, mask=runs)
+            tl.store(at + 2 * H, g, mask=runs)
+            tl.store(at + 3 * H, o, mask=runs)
+        if WAY == "grid":
+            if s + 1 < s_end:
+                programs = tl.num_programs(0)
+                barrier(arrivals + direction * tl.num_programs(1) + tile, (s + 1 - s_begin) * programs)
+
+    tl.store(c_state + state_at, c, mask=own)
+    tl.store(h_n + state_at, h, mask=own)

@@ -1,0 +1,195 @@
+"""The launches: one layer's recurrence, both directions, forward and backward.
+
+T steps, B sequences, H hidden_size, D directions, N rows (T*B, or those of a packed sequence).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backward import backward_kernel
+from .entering import entering_kernel
+from .forward import forward_kernel
+from .matmul import matmul
+from .plan import INTERPRETER, Device, Plan, device_of, plan, power_of_two
+from .precision import products
+from .sequence import Sequence
+
+
+class Recurrence(NamedTuple):
+    """The recurrent weights of a layer, one entry per direction."""
+
+    w_hh: list[Tensor]  # (4H, H)
+    b_ih: list[Tensor | None]  # (4H,)
+    b_hh: list[Tensor | None]
+
+
+class Saved(NamedTuple):
+    """What a layer's forward pass fills beside its output; None where it is not asked for."""
+
+    cells: Tensor | None  # (D, N, H)
+    gates: Tensor | None  # (D, N, 4H)
+
+
+def forward(
+    x_gates: Tensor, h0: Tensor, c0: Tensor, weights: Recurrence, output: Tensor, saved: Saved, at: Sequence
+) -> tuple[Tensor, Tensor]:
+    """Runs the recurrence.
+
+    Args:
+        x_gates: (D, N, 4H) float32, W_ih x.
+        h0, c0: (D, B, H), contiguous.
+        output: (N, D*H), filled.
+
+    Returns:
+        h_n, c_n: (D, B, H).
+    """
+    D, B, H = h0.shape
+    chosen, device = _plan(h0, H, B, D)
+    c_state = c0.to(torch.float32, copy=True)
+    h_n = torch.empty_like(h0)
+    fixed = dict(
+        gate_inputs=x_gates,
+        **_by_direction("weight_hh", weights.w_hh),
+        **_by_direction("bias_ih", weights.b_ih),
+        **_by_direction("bias_hh", weights.b_hh),
+        c_state=c_state,
+        output=output,
+        cells=saved.cells,
+        gates=saved.gates,
+        **_common(at, H, chosen, h0.dtype),
+    )
+    launch = forward_kernel[chosen.programs(H, B, D)]
+    if chosen.way == "steps":
+        h_n.copy_(h0)
+        product = torch.empty_like(x_gates[:, :B])
+        for s in range(at.T):
+            for direction, w in enumerate(weights.w_hh):
+                matmul(h_n[direction], w.t(), out=product[direction])
+            launch(**fixed, h0=h_n, h_n=h_n, product=product, arrivals=None, s_begin=s, s_end=s + 1)
+    elif chosen.way == "grid" and device is INTERPRETER:
+        state = h0
+        for s in range(at.T):
+            launch(**fixed, h0=state, h_n=h_n, product=None, arrivals=None, s_begin=s, s_end=s + 1)
+            state = h_n.clone()
+    else:
+        launch(
+            **fixed,
+            **_waiting(chosen, H, h0),
+            h0=h0,
+            h_n=h_n,
+            product=None,
+            s_begin=0,
+            s_end=at.T,
+        )
+    return h_n, c_state.to(c0.dtype)
+
+
+def backward(
+    saved: Saved,
+    c0: Tensor,
+    weights: Recurrence,
+    grad_output: Tensor | None,
+    grad_cells: Tensor | None,
+    grad_h: Tensor,
+    grad_c: Tensor,
+    at: Sequence,
+) -> Tensor:
+    """Runs the recurrence backwards.
+
+    Args:
+        grad_output: (N, D*H), contiguous, or None.
+        grad_cells: (D, N, H), contiguous, or None.
+        grad_h, grad_c: (D, B, H) float32: gradients of h_n and c_n, in which those of h0 and c0 are returned.
+
+    Returns:
+        The gradients of the gates before their activation, (D, N, 4H).
+    """
+    assert saved.gates is not None and saved.cells is not None
+    D, B, H = c0.shape
+    chosen, device = _plan(c0, H, B, D)
+    found = torch.empty_like(saved.gates)
+    fixed = dict(
+        gates=saved.gates,
+        cells=saved.cells,
+        c0=c0,
+        **_by_direction("weight_hh", weights.w_hh),
+        grad_output=grad_output,
+        grad_cells=grad_cells,
+        grad_h=grad_h,
+        grad_c=grad_c,
+        gate_gradients=found,
+        **_common(at, H, chosen, c0.dtype),
+    )
+    launch = backward_kernel[chosen.programs(H, B, D)]
+    if chosen.way == "steps":
+        product = torch.empty_like(grad_h)
+        for k in range(at.T + 1):
+            if k > 0:
+                _step_product(found, weights.w_hh, at, at.T - k, product)
+            launch(**fixed, product=product, arrivals=None, k_begin=k, k_end=k + 1)
+    elif chosen.way == "grid" and device is INTERPRETER:
+        for k in range(at.T + 1):
+            launch(**fixed, product=None, arrivals=None, k_begin=k, k_end=k + 1)
+    else:
+        launch(**fixed, **_waiting(chosen, H, c0), product=None, k_begin=0, k_end=at.T + 1)
+    return found
+
+
+def entering(output: Tensor, h0: Tensor, at: Sequence) -> Tensor:
+    """output (N, D*H), h0 (D, B, H) -> the hidden states that enter each step, (D, N, H)."""
+    D, B, H = h0.shape
+    found = output.new_empty((D, at.N, H))
+    entering_kernel[at.T, -(-B // 16), D](
+        output, h0, found, at.lengths, at.offsets, at.reset, at.T, B, at.N, H, BLOCK_H=128, BLOCK_B=16
+    )
+    return found
+
+
+def _step_product(gradients: Tensor, w_hh: list[Tensor], at: Sequence, s: int, out: Tensor) -> None:
+    """Gate gradients of step s, (B, 4H) of each direction, times W_hh."""
+    for direction, w in enumerate(w_hh):
+        t = at.T - 1 - s if direction else s
+        rows, count = at.span(t)
+        matmul(gradients[direction, rows : rows + count], w, out=out[direction, :count])
+
+
+def _plan(like: Tensor, H: int, B: int, D: int) -> tuple[Plan, Device]:
+    device = device_of(like.device.index if like.is_cuda else None)
+    return plan(device, H, B, D, like.element_size()), device
+
+
+def _by_direction(name: str, tensors: list[Any]) -> dict[str, Any]:
+    return {name: tensors[0], f"{name}_reverse": tensors[1] if len(tensors) == 2 else None}
+
+
+def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str, Any]:
+    return dict(
+        lengths=at.lengths,
+        offsets=at.offsets,
+        reset=at.reset,
+        T=at.T,
+        B=at.B,
+        N=at.N,
+        H=H,
+        BLOCK_H=chosen.block_h,
+        BLOCK_B=chosen.block_b,
+        BLOCK_K=power_of_two(H),
+        WAY=chosen.way,
+        PRECISION=products(dtype),
+        num_warps=chosen.num_warps,
+    )
+
+
+def _waiting(chosen: Plan, H: int, like: Tensor) -> dict[str, Any]:
+    """What the programs of a launch need that wait for each other: counters, and the promise of the driver that all
+    of them run at once, or an error."""
+    if chosen.way != "grid":
+        return dict(arrivals=None)
+    D, B = like.shape[:2]
+    _, tiles, _ = chosen.programs(H, B, D)
+    counters = torch.zeros((D, tiles), dtype=torch.int32, device=like.device)
+    return dict(arrivals=counters, launch_cooperative_grid=True)

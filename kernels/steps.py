@@ -1,0 +1,93 @@
+"""What both recurrences share: where a step lies, the four gates of a block, and the barrier between programs.
+
+A direction's steps are numbered in its own order: s = 0 comes first, and its time is t = s, or T-1-s in reverse.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def time_of(s, direction, T):
+    return s + direction * (T - 1 - 2 * s)
+
+
+@triton.jit
+def rows_of(t, batch, B, offsets):
+    """Row (BLOCK_B,) int64 of every sequence at time t; ``offsets`` (T,) is the first row of each, None where all
+    have B."""
+    if offsets is None:
+        first = tl.cast(t, tl.int64) * B
+    else:
+        first = tl.load(offsets + t)
+    return first + batch
+
+
+@triton.jit
+def active_at(t, batch, length, T, B):
+    """Whether each sequence of the block has a step at time t, which may lie outside of 0..T-1."""
+    return (batch < B) & (t >= 0) & (t < T) & (t < length)
+
+
+@triton.jit
+def kept_at(t, batch, active, B, reset):
+    """Whether the state that enters the step at time t lives on; ``reset`` (T, B) uint8 or None."""
+    if reset is None:
+        return active
+    else:
+        return active & (tl.load(reset + tl.cast(t, tl.int64) * B + batch, mask=active, other=0) == 0)
+
+
+@triton.jit
+def lengths_of(batch, T, B, lengths):
+    """``lengths`` (B,) int64 or None -> (BLOCK_B,)."""
+    if lengths is None:
+        return tl.full(batch.shape, T, tl.int64)
+    else:
+        return tl.load(lengths + batch, mask=batch < B, other=0)
+
+
+@triton.jit
+def of_direction(direction, forward, reverse):
+    """The pointer that belongs to a direction; ``reverse`` is None where there is one."""
+    if reverse is None:
+        return forward
+    else:
+        if direction == 0:
+            chosen = forward
+        else:
+            chosen = reverse
+        return chosen
+
+
+@triton.jit
+def split_gates(block):
+    """(4, BLOCK_H, BLOCK_B) -> i, f, g, o of (BLOCK_H, BLOCK_B)."""
+    pairs = tl.permute(tl.reshape(block, (2, 2, block.shape[1], block.shape[2])), (2, 3, 1, 0))
+    i_f, g_o = tl.split(pairs)
+    i, f = tl.split(i_f)
+    g, o = tl.split(g_o)
+    return i, f, g, o
+
+
+@triton.jit
+def stack_gates(i, f, g, o):
+    """The inverse of ``split_gates``."""
+    pairs = tl.join(tl.join(i, f), tl.join(g, o))
+    return tl.reshape(tl.permute(pairs, (3, 2, 0, 1)), (4, i.shape[0], i.shape[1]))
+
+
+@triton.jit
+def barrier(arrivals, expected):
+    """Waits until the programs that share the counter ``arrivals`` have come here ``expected`` times altogether. What
+    each of them stored before is then to be seen by the others in loads that go past L1 (".cg").
+
+    All of them must run at once; ``tests/test_triton_barrier.py`` goes through every order in which they can.
+    """
+    tl.debug_barrier()  # every thread's stores come before the arrival, which one thread makes
+    tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
+    while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") < expected:
+        pass
+    tl.debug_barrier()
