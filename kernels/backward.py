@@ -23,19 +23,27 @@ from .steps import (
     lengths_of,
     of_direction,
     rows_of,
-    split_gates,
-    stack_gates,
     time_of,
 )
 
 
 @triton.jit
-def load_rows(base, t, columns, exists, width, batch, length, T, B, offsets):
-    """Numbers of the step at time t, zero where a sequence has no such step: columns (..., BLOCK_H, 1) of rows
-    ``width`` wide -> (..., BLOCK_H, BLOCK_B) float32."""
+def load_rows(base, t, unit, exists, width, batch, length, T, B, offsets):
+    """Columns ``unit`` (BLOCK_H, 1) of the step at time t in rows ``width`` wide, zero where a sequence has no such
+    step: (BLOCK_H, BLOCK_B)."""
     active = active_at(t, batch, length, T, B)
     rows = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
-    return tl.load(base + rows * width + columns, mask=exists & active, other=0.0).to(tl.float32)
+    return tl.load(base + rows[None, :] * width + unit, mask=exists & active[None, :], other=0.0)
+
+
+@triton.jit
+def load_gates(gates, t, unit, exists, H, batch, length, T, B, offsets):
+    """i, f, g, o of the step at time t."""
+    i = load_rows(gates, t, unit, exists, 4 * H, batch, length, T, B, offsets)
+    f = load_rows(gates + H, t, unit, exists, 4 * H, batch, length, T, B, offsets)
+    g = load_rows(gates + 2 * H, t, unit, exists, 4 * H, batch, length, T, B, offsets)
+    o = load_rows(gates + 3 * H, t, unit, exists, 4 * H, batch, length, T, B, offsets)
+    return i, f, g, o
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "k_begin", "k_end"])
@@ -65,12 +73,12 @@ def backward_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # H rounded up to a power of two
     WAY: tl.constexpr,
+    PARTS: tl.constexpr,  # of K, which different warps multiply; for WAY "grid"
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
     unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]  # (BLOCK_H, 1)
     batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
-    gate = tl.arange(0, 4)[:, None, None]
     k = tl.arange(0, BLOCK_K)
     length = lengths_of(batch, T, B, lengths)
     D = tl.num_programs(2)
@@ -83,13 +91,24 @@ def backward_kernel(
     dh = tl.load(grad_h + state_at, mask=own, other=0.0)
     dc = tl.load(grad_c + state_at, mask=own, other=0.0)
     c_first = tl.load(c0 + state_at, mask=own, other=0.0).to(tl.float32)
+    w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
+    # W_hh^T, a matrix for each gate
+    if WAY == "block":
+        at = k[None, :] * H + unit  # (BLOCK_H, BLOCK_K)
+        held = exists & (k < H)[None, :]
+        p_i = tl.zeros((BLOCK_H, BLOCK_B), dtype)  # gate gradients of the step taken before
+        p_f, p_g, p_o = p_i, p_i, p_i
+    if WAY == "grid":
+        # (PARTS, BLOCK_H, BLOCK_K / PARTS): a product of so few rows is shared out to the warps along K
+        part: tl.constexpr = BLOCK_K // PARTS
+        k = tl.arange(0, PARTS)[:, None] * part + tl.arange(0, part)[None, :]
+        at = k[:, None, :] * H + unit[None]
+        held = exists[None] & (k < H)[:, None, :]
     if WAY != "steps":
-        # (4, BLOCK_H, BLOCK_K): W_hh^T, one matrix per gate
-        w = tl.load(
-            of_direction(direction, weight_hh, weight_hh_reverse) + (gate * H + k[None, None, :]) * H + unit[None],
-            mask=exists[None] & (k < H)[None, None, :],
-            other=0.0,
-        )
+        w_i = tl.load(w_hh + at, mask=held, other=0.0)
+        w_f = tl.load(w_hh + H * H + at, mask=held, other=0.0)
+        w_g = tl.load(w_hh + 2 * H * H + at, mask=held, other=0.0)
+        w_o = tl.load(w_hh + 3 * H * H + at, mask=held, other=0.0)
 
     gates += direction * N * (4 * H)
     cells += direction * N * H
@@ -98,12 +117,10 @@ def backward_kernel(
         grad_cells += direction * N * H
     if grad_output is not None:
         grad_output += direction * H
-    blocks = gate * H + unit[None]  # (4, BLOCK_H, 1)
-    previous = tl.zeros((4, BLOCK_H, BLOCK_B), dtype)  # gate gradients of the step taken before this one
 
     t = time_of(T - 1 - k_begin, direction, T)
-    c = load_rows(cells, t, unit, exists, H, batch, length, T, B, offsets)
-    gates_next = load_rows(gates, t, blocks, exists[None], 4 * H, batch, length, T, B, offsets)
+    c = load_rows(cells, t, unit, exists, H, batch, length, T, B, offsets).to(tl.float32)
+    i_next, f_next, g_next, o_next = load_gates(gates, t, unit, exists, H, batch, length, T, B, offsets)
     # one stage: no load of a step may start before the barrier of the step before
     for n in tl.range(k_begin, k_end, num_stages=1):
         s = T - 1 - n  # -1 in the last turn, in which no sequence is active
@@ -112,52 +129,63 @@ def backward_kernel(
         t_after = time_of(s + 1, direction, T)
         active = active_at(t, batch, length, T, B)
         kept = kept_at(t, batch, active, B, reset)
-        block = gates_next
-        gates_next = load_rows(gates, t_before, blocks, exists[None], 4 * H, batch, length, T, B, offsets)
-        c_before = load_rows(cells, t_before, unit, exists, H, batch, length, T, B, offsets)
+        i, f, g, o = i_next, f_next, g_next, o_next
+        i_next, f_next, g_next, o_next = load_gates(
+            gates, t_before, unit, exists, H, batch, length, T, B, offsets
+        )
+        c_before = load_rows(cells, t_before, unit, exists, H, batch, length, T, B, offsets).to(tl.float32)
         d_out = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
         if grad_output is not None:
-            d_out = load_rows(grad_output, t, unit, exists, D * H, batch, length, T, B, offsets)
+            d_out += load_rows(grad_output, t, unit, exists, D * H, batch, length, T, B, offsets)
 
         # the gradient of h_s: through step s+1 where the sequence has one, else as it came
         ran = active_at(t_after, batch, length, T, B)
         passed = kept_at(t_after, batch, ran, B, reset)
+        if WAY == "grid":
+            rows = rows_of(tl.maximum(tl.minimum(t_after, T - 1), 0), batch, B, offsets)
+            source = gate_gradients + rows[None, None, :] * (4 * H) + k[:, :, None]
+            there = (k < H)[:, :, None] & ran[None, None, :]
+            p_i = tl.load(source, mask=there, other=0.0, cache_modifier=".cg")
+            p_f = tl.load(source + H, mask=there, other=0.0, cache_modifier=".cg")
+            p_g = tl.load(source + 2 * H, mask=there, other=0.0, cache_modifier=".cg")
+            p_o = tl.load(source + 3 * H, mask=there, other=0.0, cache_modifier=".cg")
         if WAY == "steps":
             recurrent = tl.load(product + state_at, mask=own & passed[None, :], other=0.0)
         else:
+            recurrent = tl.dot(w_i, p_i, input_precision=PRECISION)
+            recurrent = tl.dot(w_f, p_f, recurrent, input_precision=PRECISION)
+            recurrent = tl.dot(w_g, p_g, recurrent, input_precision=PRECISION)
+            recurrent = tl.dot(w_o, p_o, recurrent, input_precision=PRECISION)
             if WAY == "grid":
-                after = rows_of(tl.maximum(tl.minimum(t_after, T - 1), 0), batch, B, offsets) * (4 * H)
-                previous = tl.load(
-                    gate_gradients + after[None, None, :] + gate * H + k[None, :, None],
-                    mask=(k < H)[None, :, None] & ran[None, None, :],
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-            recurrent = tl.sum(tl.dot(w, previous, input_precision=PRECISION), axis=0)
-            recurrent = tl.where(passed[None, :], recurrent, 0.0)
+                recurrent = tl.sum(recurrent, axis=0)
+        recurrent = tl.where(passed[None, :], recurrent, 0.0)
         dh = tl.where(ran[None, :], recurrent, dh)
 
-        i, f, g, o = split_gates(block)
         started = active_at(t_before, batch, length, T, B)
         c_prev = tl.where(started[None, :], c_before, c_first)
         d_c = dc
         if grad_cells is not None:
             d_c += load_rows(grad_cells, t, unit, exists, H, batch, length, T, B, offsets)
         d_i, d_f, d_g, d_o, d_c = cell_backward(
-            i, f, g, o, c, tl.where(kept[None, :], c_prev, 0.0), dh + d_out, d_c
+            i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c, tl.where(kept[None, :], c_prev, 0.0), dh + d_out, d_c
         )
         dc = tl.where(active[None, :], tl.where(kept[None, :], d_c, 0.0), dc)
         c = c_prev
 
-        found = tl.where(active[None, None, :], stack_gates(d_i, d_f, d_g, d_o), 0.0).to(dtype)
+        d_i = tl.where(active[None, :], d_i, 0.0).to(dtype)
+        d_f = tl.where(active[None, :], d_f, 0.0).to(dtype)
+        d_g = tl.where(active[None, :], d_g, 0.0).to(dtype)
+        d_o = tl.where(active[None, :], d_o, 0.0).to(dtype)
         # packed rows exist only where a sequence has a step
         row = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
         written = ((batch < B) & (n < T)) if offsets is None else active
-        tl.store(
-            gate_gradients + row[None, None, :] * (4 * H) + blocks, found, mask=exists[None] & written[None, None, :]
-        )
+        to = gate_gradients + row[None, :] * (4 * H) + unit
+        tl.store(to, d_i, mask=exists & written[None, :])
+        tl.store(to + H, d_f, mask=exists & written[None, :])
+        tl.store(to + 2 * H, d_g, mask=exists & written[None, :])
+        tl.store(to + 3 * H, d_o, mask=exists & written[None, :])
         if WAY == "block":
-            previous = found
+            p_i, p_f, p_g, p_o = d_i, d_f, d_g, d_o
         if WAY == "grid":
             if n + 1 < k_end:
                 programs = tl.num_programs(0)

@@ -17,8 +17,8 @@ class Device(NamedTuple):
     shared: int  # bytes of shared memory that one program may have
 
 
-INTERPRETER = Device("Triton's interpreter", 0, 132, 232448)
-"""Programs run one after the other there, so none may wait for another."""
+INTERPRETER = Device("Triton's interpreter", 0, 1, 0)
+"""Programs run one after the other there, so none may wait for another, and large ones are the fastest."""
 
 
 class Plan(NamedTuple):
@@ -50,24 +50,32 @@ def power_of_two(H: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def plan(device: Device, H: int, B: int, D: int, itemsize: int) -> Plan:
+def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
     """The same for the forward and the backward pass.
 
     "block" as long as a program can hold all weights, "grid" as long as all programs run at once with a part of them
-    each, else "steps".
+    each, else "steps". The bounds are those within which the compiler needs no memory for registers and the shared memory
+    suffices; ``tests/test_triton_compile.py`` compiles every plan for several GPUs.
+
+    Args:
+        number: bytes that a number takes as a factor, see ``precision.size``.
     """
     K = power_of_two(H)
-    if 4 * K * K * itemsize <= BLOCK_BYTES:
-        return Plan("block", K, 16, 8 if K * itemsize >= 256 else 4)
-    for block_b in (16, 32, 64):
-        for block_h in (16, 32, 64):
-            made = Plan("grid", block_h, block_b, 4 if block_h * block_b <= 512 else 8)
-            blocks, tiles, _ = made.programs(H, B, D)
-            weights, state = 4 * block_h * K * itemsize, K * block_b * itemsize
-            if blocks * tiles * D <= device.processors and weights + state <= device.shared:
-                return made
-    return Plan("steps", 32, 32, 4)
+    if device is INTERPRETER:
+        return Plan("block", K, 64, 4)
+    num_warps = 8 if K >= 128 or K * number >= 256 else 4
+    weights = 4 * K * K * number
+    if weights <= 128 * KB and weights + 24 * KB <= device.shared:
+        return Plan("block", K, 8, num_warps)
+    room = min(device.shared, (96 if number == 8 else 192) * KB)
+    for block_b in (8, 16) if number == 2 else (8,):
+        made = Plan("grid", 16, block_b, 8 if K >= 128 else 4)
+        blocks, tiles, _ = made.programs(H, B, D)
+        weights, state = 4 * 16 * K * number, K * block_b * number
+        # the backward pass takes in the gradients of all four gates
+        if blocks * tiles * D <= device.processors and weights + 4 * state <= room:
+            return made
+    return Plan("steps", 16, 32, 4)
 
 
-BLOCK_BYTES = 4 * 128 * 128 * 2
-"""Weights of one direction that the registers and the shared memory of one processor hold beside all else."""
+KB = 1024

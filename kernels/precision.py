@@ -12,3 +12,8 @@ def products(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision != "tf32":
         return "tf32x3"
     return "tf32"  # for 16 bits it makes no difference
+
+
+def size(dtype: torch.dtype) -> int:
+    """Bytes that a number takes as a factor of such a product: TF32 times three keeps it in two parts."""
+    return 8 if products(dtype) == "tf32x3" else dtype.itemsize

@@ -15,8 +15,12 @@ from .entering import entering_kernel
 from .forward import forward_kernel
 from .matmul import matmul
 from .plan import INTERPRETER, Device, Plan, device_of, plan, power_of_two
-from .precision import products
+from .precision import products, size
 from .sequence import Sequence
+
+
+MOST_REGISTERS = 255
+"""Of a thread. Without being told the compiler keeps numbers in memory so that two programs fit one processor."""
 
 
 class Recurrence(NamedTuple):
@@ -122,6 +126,7 @@ def backward(
         grad_h=grad_h,
         grad_c=grad_c,
         gate_gradients=found,
+        PARTS=chosen.num_warps,
         **_common(at, H, chosen, c0.dtype),
     )
     launch = backward_kernel[chosen.programs(H, B, D)]
@@ -159,7 +164,7 @@ def _step_product(gradients: Tensor, w_hh: list[Tensor], at: Sequence, s: int, o
 
 def _plan(like: Tensor, H: int, B: int, D: int) -> tuple[Plan, Device]:
     device = device_of(like.device.index if like.is_cuda else None)
-    return plan(device, H, B, D, like.element_size()), device
+    return plan(device, H, B, D, size(like.dtype)), device
 
 
 def _by_direction(name: str, tensors: list[Any]) -> dict[str, Any]:
@@ -181,6 +186,7 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
         WAY=chosen.way,
         PRECISION=products(dtype),
         num_warps=chosen.num_warps,
+        maxnreg=MOST_REGISTERS,
     )
 
 

@@ -73,13 +73,6 @@ def split_gates(block):
 
 
 @triton.jit
-def stack_gates(i, f, g, o):
-    """The inverse of ``split_gates``."""
-    pairs = tl.join(tl.join(i, f), tl.join(g, o))
-    return tl.reshape(tl.permute(pairs, (3, 2, 0, 1)), (4, i.shape[0], i.shape[1]))
-
-
-@triton.jit
 def barrier(arrivals, expected):
     """Waits until the programs that share the counter ``arrivals`` have come here ``expected`` times altogether. What
     each of them stored before is then to be seen by the others in loads that go past L1 (".cg").

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import zlib
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # before anything imports Triton: its kernels then run on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

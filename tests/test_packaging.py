@@ -32,7 +32,7 @@ def tree(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "README.md").write_text("")
     ignored = shutil.ignore_patterns("*.so", "_build_notes.json", "__pycache__")
-    for name in ("cnnlstm_fast", "csrc", "bench"):
+    for name in ("cnnlstm_fast", "csrc", "bench", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     return tmp_path
 

@@ -15,24 +15,32 @@ import torch
 from torch import Tensor
 
 from ..canonical import LSTMSpec
-from .base import Backend, Outputs
+from . import aten
+from .base import Backend, Outputs, Pace
 
-OLDEST = 80
-"""Compute capability 8.0: earlier GPUs have no bfloat16, and were never compiled for."""
+OLDEST = 8
+"""Major compute capability: earlier GPUs have no bfloat16, and were never compiled for."""
 
 
 def _supports(spec: LSTMSpec) -> str | None:
+    interpreted = spec.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and (spec.device != "cuda" or torch.version.cuda is None):
+        return f"it runs on NVIDIA GPUs, the tensors are on {spec.device}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton"
-    if spec.device == "cpu":
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            return "it runs on NVIDIA GPUs, the tensors are on the CPU"
-    elif spec.device != "cuda" or torch.version.cuda is None:
-        return f"it runs on NVIDIA GPUs, the tensors are on {spec.device}"
-    elif 10 * torch.cuda.get_device_capability()[0] < OLDEST:
-        return "it needs an NVIDIA GPU of compute capability 8.0 or later"
+    if not interpreted and torch.cuda.get_device_capability()[0] < OLDEST:
+        return f"it needs an NVIDIA GPU of compute capability {OLDEST}.0 or later"
     if spec.dtype == torch.float64:
         return "it computes in float32, bfloat16 and float16, the tensors are float64"
+    return None
+
+
+def _pace(spec: LSTMSpec) -> Pace | None:
+    """No GPU has been measured: where PyTorch's own kernel takes the call, it stays."""
+    if spec.device == "cpu":
+        return Pace(True, "it is interpreted here")
+    if aten.BACKEND.supports(spec) is None:
+        return Pace(True, "nothing is known of its speed on this GPU beside aten")
     return None
 
 
@@ -63,5 +71,5 @@ def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
 
 
 BACKEND = Backend(
-    "triton", "Triton kernels for NVIDIA GPUs", _supports, forward=_forward, backward=_backward
+    "triton", "Triton kernels for NVIDIA GPUs", _supports, _pace, forward=_forward, backward=_backward
 )

@@ -1,0 +1,198 @@
+"""The barrier of the "grid" way (kernels/steps.py): a model of its protocol, gone through in every order in which programs
+can run, and the kernels themselves with their programs truly interleaved."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import Case, check_case, nan_memory
+
+pytest.importorskip("triton")
+
+from triton.runtime import interpreter
+
+from cnnlstm_fast.backends import triton as backend
+
+backend.kernels()
+from cnnlstm_fast.kernels import plan, recurrence
+from cnnlstm_fast.kernels.interpreter import running
+
+# What one program does in a step, in this order. "publish" is the release: stores made before it can be seen by all.
+PROTOCOL = ("read", "store", "publish and arrive", "wait")
+
+State = tuple[tuple[tuple[int, int], ...], tuple[int, ...], tuple[int, ...], int]
+
+
+def explore(programs: int, steps: int, protocol: tuple[str, ...], expected: Callable[[int], int]) -> str:
+    """Every order of the programs' actions. "" if each of them read what all stored in the step before, and if the end
+    can be reached from everywhere; else what went wrong."""
+    start: State = (((0, 0),) * programs, (0,) * programs, (0,) * programs, 0)
+    after: dict[State, set[State]] = {}
+    todo = [start]
+    while todo:
+        state = todo.pop()
+        if state in after:
+            continue
+        after[state] = set()
+        at, stored, seen, arrivals = state
+        for p, (step, action) in enumerate(at):
+            if step == steps:
+                continue
+            new_stored, new_seen, new_arrivals = list(stored), list(seen), arrivals
+            name = protocol[action]
+            if name == "read" and any(seen[q] < step for q in range(programs)):
+                return f"a program read step {step} before all had published it"
+            if name == "store":
+                new_stored[p] = step + 1
+            if name == "publish and arrive":
+                new_seen[p], new_arrivals = stored[p], arrivals + 1
+            if name == "wait" and arrivals < expected(step):
+                continue
+            last = action + 1 == len(protocol)
+            place = list(at)
+            place[p] = (step + 1, 0) if last else (step, action + 1)
+            following = (tuple(place), tuple(new_stored), tuple(new_seen), new_arrivals)
+            after[state].add(following)
+            todo.append(following)
+    return "" if _all_end(after, steps) else "some programs wait for ever"
+
+
+def _all_end(after: dict[State, set[State]], steps: int) -> bool:
+    """No state but the end is without a way on; a program's own steps only grow, so no other loop exists."""
+    return all(ways or all(step == steps for step, _ in state[0]) for state, ways in after.items())
+
+
+@pytest.mark.parametrize(("programs", "steps"), [(1, 3), (2, 4), (3, 3), (4, 2)])
+def test_protocol_in_every_order(programs: int, steps: int) -> None:
+    assert explore(programs, steps, PROTOCOL, lambda step: (step + 1) * programs) == ""
+
+
+def test_a_broken_protocol_is_found() -> None:
+    """The model fails where the protocol does."""
+    early = explore(3, 3, PROTOCOL, lambda step: (step + 1) * 3 - 1)
+    assert early == "a program read step 1 before all had published it"
+    late = explore(3, 3, PROTOCOL, lambda step: (step + 1) * 3 + 1)
+    assert late == "some programs wait for ever"
+    swapped = explore(2, 3, ("read", "publish and arrive", "store", "wait"), lambda step: (step + 1) * 2)
+    assert "before all had published it" in swapped
+
+
+class Turns:
+    """Runs the programs of a launch in threads of which one goes at a time; at every atomic operation the turn passes to
+    another, drawn at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.turn = threading.Condition()
+        self.current: int | None = None
+        self.alive: set[int] = set()
+        self.me = threading.local()
+        self.switches = 0
+        self.failures: list[BaseException] = []
+
+    def launch(self, programs: list[tuple[int, int, int]], run: Callable[[], None]) -> None:
+        def body(index: int, place: tuple[int, int, int]) -> None:
+            self.me.index, self.me.place = index, place
+            with self.turn:
+                self.turn.wait_for(lambda: self.current == index)
+                interpreter.interpreter_builder.set_grid_idx(*place)
+                try:
+                    run()
+                except BaseException as error:  # handed to the test's own thread
+                    self.failures.append(error)
+                self.alive.discard(index)
+                self._pass_on()
+
+        self.alive = set(range(len(programs)))
+        self.current = None
+        threads = [threading.Thread(target=body, args=item) for item in enumerate(programs)]
+        for thread in threads:
+            thread.start()
+        with self.turn:
+            self._pass_on()
+        for thread in threads:
+            thread.join()
+        if self.failures:
+            raise self.failures[0]
+
+    def switch(self) -> None:
+        """Called by the running program."""
+        self.switches += 1
+        self._pass_on()
+        self.turn.wait_for(lambda: self.current == self.me.index)
+        interpreter.interpreter_builder.set_grid_idx(*self.me.place)
+
+    def _pass_on(self) -> None:
+        self.current = self.random.choice(sorted(self.alive)) if self.alive else None
+        self.turn.notify_all()
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
+    """Launches whose programs may wait for each other, in the interpreter."""
+    turns = Turns(seed=7)
+    atomic = interpreter.InterpreterBuilder.create_atomic_rmw
+
+    def switching(self: Any, *args: Any) -> Any:
+        turns.switch()
+        return atomic(self, *args)
+
+    def all_at_once(self: Any, *_: Any, **kwargs: Any) -> None:
+        names = interpreter.inspect.getfullargspec(self.fn).args
+        kwargs = {name: value for name, value in kwargs.items() if name in names}
+        scope = interpreter._patch_lang(self.fn)
+        try:
+            arguments = {
+                name: value if name in self.constexprs else interpreter._implicit_cvt(value)
+                for name, value in kwargs.items()
+            }
+            x, y, z = self.grid
+            interpreter.interpreter_builder.set_grid_dim(x, y, z)
+            places = [(i, j, k) for i in range(x) for j in range(y) for k in range(z)]
+            turns.launch(places, lambda: self.fn(**arguments))
+        finally:
+            scope.restore()
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_atomic_rmw", switching)
+    for name in ("forward_kernel", "backward_kernel"):
+        kernel = getattr(recurrence, name)
+        monkeypatch.setattr(recurrence, name, _Launches(kernel, all_at_once))
+    # as on a GPU: one launch for all steps
+    device = plan.Device("interleaved", 0, 132, 232448)
+    monkeypatch.setattr(recurrence, "device_of", lambda index: device)
+    yield turns
+
+
+class _Launches:
+    """``kernel[grid](...)`` by another executor."""
+
+    def __init__(self, kernel: Any, execute: Callable[..., None]) -> None:
+        self.kernel, self.execute = kernel, execute
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        executor = interpreter.GridExecutor(self.kernel.fn, self.kernel.arg_names, grid)
+        return lambda **kwargs: self.execute(executor, **kwargs)
+
+
+@pytest.mark.skipif(not running(), reason="of the interpreter alone")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(T=5, B=3, I=4, H=40, bidirectional=True),
+        Case(T=5, B=18, I=4, H=20, kind="lengths+reset", bidirectional=True),
+        Case(T=4, B=5, I=4, H=33, kind="packed", layers=2),
+    ],
+    ids=str,
+)
+def test_programs_that_wait_for_each_other(
+    case: Case, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrence, "plan", lambda *_: plan.Plan("grid", 16, 16, 4))
+    with nan_memory():
+        check_case(case, "triton", torch.float32)
+    assert turns.switches > 100

@@ -1,0 +1,190 @@
+"""Compiles the Triton kernels ahead of time, without a GPU: one JSON line for each, on standard output.
+
+    python tests/triton_compile.py SM [SM ...]
+    python tests/triton_compile.py --signatures
+
+Run without TRITON_INTERPRET. Every plan that ``kernels.plan`` makes for a GPU of that kind is compiled for float32 and
+bfloat16 (and a few for float16), forward and backward, with all optional arguments there and with none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cnnlstm_fast.backends import triton as backend
+
+backend.kernels()
+from cnnlstm_fast.kernels import plan as planning
+from cnnlstm_fast.kernels.backward import backward_kernel
+from cnnlstm_fast.kernels.entering import entering_kernel
+from cnnlstm_fast.kernels.forward import forward_kernel
+from cnnlstm_fast.kernels.plan import Device, Plan, power_of_two
+from cnnlstm_fast.kernels.recurrence import MOST_REGISTERS
+
+GPUS = {
+    80: Device("A100", 80, 108, 166912),
+    86: Device("RTX 3090", 86, 82, 101376),
+    89: Device("RTX 4090", 89, 128, 101376),
+    90: Device("H100", 90, 132, 232448),
+    100: Device("B200", 100, 148, 232448),
+    120: Device("RTX 5090", 120, 170, 101376),
+}
+KERNELS = {"forward": forward_kernel, "backward": backward_kernel, "entering": entering_kernel}
+FLOAT32 = {"gate_inputs", "c_state", "product", "grad_h", "grad_c"}
+INT64 = {"lengths", "offsets"}
+OPTIONAL = {
+    "bias_ih", "bias_hh", "cells", "gates", "lengths", "offsets", "reset", "grad_output", "grad_cells",
+}  # fmt: skip
+NUMBERS = ("T", "B", "N", "H", "s_begin", "s_end", "k_begin", "k_end")
+
+
+class Job(NamedTuple):
+    kernel: str
+    sm: int
+    dtype: str
+    precision: str
+    plan: Plan | None
+    H: int
+    directions: int
+    full: bool
+
+
+def jobs(sm: int) -> list[Job]:
+    found: dict[Any, Job] = {}
+    gpu = GPUS[sm]
+    kinds = (("fp32", "tf32", 4), ("fp32", "tf32x3", 8), ("bf16", "tf32", 2), ("fp16", "tf32", 2))
+    for dtype, precision, number in kinds:
+        for H in (8, 24, 48, 64, 96, 128, 200, 256, 400, 512, 1024, 1536, 2048, 4096):
+            for B in (1, 32, 64, 1024):
+                for D in (1, 2):
+                    made = planning.plan(gpu, H, B, D, number)
+                    if dtype == "fp16" and (made.way != "block" or H != 64):
+                        continue
+                    for kernel in ("forward", "backward"):
+                        for full in (False, True):
+                            job = Job(kernel, sm, dtype, precision, made, H, 1 + full, full)
+                            key = (kernel, dtype, precision, made, made.way == "steps" or power_of_two(H), full)
+                            found.setdefault(key, job)
+    entering = [Job("entering", sm, dtype, "", None, 64, 2, full) for dtype in ("fp32", "bf16") for full in (False, True)]
+    return [*found.values(), *entering]
+
+
+def source(job: Job) -> ASTSource:
+    kernel = KERNELS[job.kernel]
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {"BLOCK_H": 128, "BLOCK_B": 16}
+    if job.plan is not None:
+        constants = {
+            "BLOCK_H": job.plan.block_h,
+            "BLOCK_B": job.plan.block_b,
+            "BLOCK_K": power_of_two(job.H),
+            "WAY": job.plan.way,
+            "PRECISION": job.precision,
+        }
+    if job.kernel == "backward":
+        constants["PARTS"] = job.plan.num_warps
+    attributes = {}
+    way = "" if job.plan is None else job.plan.way
+    for index, name in enumerate(kernel.arg_names):
+        absent = (
+            (name in OPTIONAL and not job.full and not (name in ("cells", "gates") and job.kernel == "backward"))
+            or (name == "offsets" and job.full and job.kernel == "backward")
+            or (name.endswith("_reverse") and (job.directions == 1 or ("bias" in name and not job.full)))
+            or (name == "product" and way != "steps")
+            or (name == "arrivals" and way != "grid")
+        )
+        if name in constants or absent:
+            constants.setdefault(name, None)
+            signature[name] = "constexpr"
+        elif name in NUMBERS:
+            signature[name] = "i32"
+            if name == "H" and job.H % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            element = (
+                "fp32" if name in FLOAT32
+                else "i64" if name in INT64
+                else "u8" if name == "reset"
+                else "i32" if name == "arrivals"
+                else job.dtype
+            )  # fmt: skip
+            signature[name] = f"*{element}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compiled(job: Job) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if job.plan is not None:
+        options = {"num_warps": job.plan.num_warps, "maxnreg": MOST_REGISTERS}
+        options["launch_cooperative_grid"] = job.plan.way == "grid"
+    result: dict[str, Any] = job._asdict() | {"plan": job.plan, "most_shared": GPUS[job.sm].shared}
+    try:
+        made = triton.compile(source(job), target=GPUTarget("cuda", job.sm, 32), options=options)
+    except Exception as error:  # reported as what this job came to
+        return result | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    return result | {"shared": made.metadata.shared} | resources(made.asm["ptx"], job.sm)
+
+
+def resources(ptx: str, sm: int) -> dict[str, Any]:
+    """Registers and bytes of local memory of a thread, as the assembler reports them."""
+    tool = triton.knobs.nvidia.ptxas_blackwell if sm >= 100 else triton.knobs.nvidia.ptxas
+    target = re.search(r"^\.target (\w+)", ptx, re.M)
+    assert target is not None
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        done = subprocess.run(
+            [tool.path, "-v", f"--gpu-name={target[1]}", "-o", "/dev/null", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    text = done.stderr + done.stdout
+    used = re.search(r"Used (\d+) registers", text)
+    spilled = re.findall(r"(\d+) bytes (?:spill stores|spill loads)", text)
+    stack = re.search(r"(\d+) bytes stack frame", text)
+    assert used is not None and stack is not None, text
+    return {
+        "registers": int(used[1]),
+        "spilled": sum(map(int, spilled)),
+        "stack": int(stack[1]),
+    }
+
+
+def main(sms: list[int]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(compiled, [job for sm in sms for job in jobs(sm)]):
+            print(json.dumps(result), flush=True)
+
+
+def signatures() -> None:
+    for name, kernel in KERNELS.items():
+        parameters = kernel.params
+        facts = {
+            "kernel": name,
+            "arguments": [p.name for p in parameters],
+            "not_specialized": [p.name for p in parameters if p.do_not_specialize],
+            "constexprs": [p.name for p in parameters if p.is_constexpr],
+        }
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--signatures"]:
+        signatures()
+    else:
+        main([int(sm) for sm in sys.argv[1:]])
