@@ -87,7 +87,8 @@ def backward_kernel(
 
     exists = unit < H
     own = exists & (batch < B)[None, :]
-    state_at = (direction * B + batch)[None, :] * H + unit
+    lane = tl.cast(direction, tl.int64) * B + batch  # of a state: (BLOCK_B,)
+    state_at = lane[None, :] * H + unit
     dh = tl.load(grad_h + state_at, mask=own, other=0.0)
     dc = tl.load(grad_c + state_at, mask=own, other=0.0)
     c_first = tl.load(c0 + state_at, mask=own, other=0.0).to(tl.float32)
@@ -167,7 +168,14 @@ def backward_kernel(
         if grad_cells is not None:
             d_c += load_rows(grad_cells, t, unit, exists, H, batch, length, T, B, offsets)
         d_i, d_f, d_g, d_o, d_c = cell_backward(
-            i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c, tl.where(kept[None, :], c_prev, 0.0), dh + d_out, d_c
+            i.to(tl.float32),
+            f.to(tl.float32),
+            g.to(tl.float32),
+            o.to(tl.float32),
+            c,
+            tl.where(kept[None, :], c_prev, 0.0),
+            dh + d_out,
+            d_c,
         )
         dc = tl.where(active[None, :], tl.where(kept[None, :], d_c, 0.0), dc)
         c = c_prev

@@ -39,7 +39,8 @@ def cell(i, f, g, o, c_prev):
 
 @triton.jit
 def cell_backward(i, f, g, o, c, c_prev, dh, dc):
-    """Activated gates, c, c_prev, and the gradients of h and c -> those of the gates before activation and of c_prev."""
+    """Activated gates, c, c_prev, and the gradients of h and c -> those of the gates before activation and of
+    c_prev."""
     tanh_c = tanh(c)
     dc += dh * o * (1.0 - tanh_c * tanh_c)
     d_i = dc * g * i * (1.0 - i)

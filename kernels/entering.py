@@ -42,6 +42,6 @@ def entering_kernel(
         unit = (first + tl.arange(0, BLOCK_H))[None, :]
         exists = unit < H
         passed = output + before[:, None] * (D * H) + direction * H + unit
-        first = h0 + (direction * B + batch)[:, None] * H + unit
+        first = h0 + (tl.cast(direction, tl.int64) * B + batch)[:, None] * H + unit
         h = tl.load(tl.where(going[:, None], passed, first), mask=exists & kept[:, None], other=0.0)
         tl.store(entering + rows[:, None] * H + unit, h, mask=exists & written[:, None])

@@ -91,7 +91,8 @@ def forward_kernel(
     dtype = output.dtype.element_ty
 
     own = (unit < H)[:, None] & (batch < B)[None, :]
-    state_at = (direction * B + batch)[None, :] * H + unit[:, None]
+    lane = tl.cast(direction, tl.int64) * B + batch  # of a state: (BLOCK_B,)
+    state_at = lane[None, :] * H + unit[:, None]
     h = tl.load(h0 + state_at, mask=own, other=0.0)
     c = tl.load(c_state + state_at, mask=own, other=0.0)
     bias = tl.zeros((4 * BLOCK_H,), tl.float32)
@@ -121,15 +122,18 @@ def forward_kernel(
         )
 
         if WAY == "steps":
-            at = (direction * B + batch)[None, :] * (4 * H) + columns[:, None]
+            at = lane[None, :] * (4 * H) + columns[:, None]
             recurrent = tl.load(product + at, mask=exists[:, None] & kept[None, :], other=0.0)
         else:
             if WAY == "block":
                 operand = tl.where(kept[None, :], h, 0.0).to(dtype)
             else:
                 going = active_at(t_prev, batch, length, T, B)
-                before = rows_of(tl.maximum(tl.minimum(t_prev, T - 1), 0), batch, B, offsets) * (D * H) + direction * H
-                first = (direction * B + batch)[None, :] * H + k[:, None]
+                before = (
+                    rows_of(tl.maximum(tl.minimum(t_prev, T - 1), 0), batch, B, offsets) * (D * H)
+                    + direction * H
+                )
+                first = lane[None, :] * H + k[:, None]
                 operand = tl.load(
                     tl.where(going[None, :], output + before[None, :] + k[:, None], h0 + first),
                     mask=(k < H)[:, None] & kept[None, :],
@@ -147,9 +151,13 @@ def forward_kernel(
         # packed rows exist only where a sequence has a step
         written = own if offsets is None else runs
         row = rows[None, :]
-        tl.store(output + row * (D * H) + direction * H + unit[:, None], tl.where(runs, h_new, 0.0), mask=written)
+        tl.store(
+            output + row * (D * H) + direction * H + unit[:, None], tl.where(runs, h_new, 0.0), mask=written
+        )
         if cells is not None:
-            tl.store(cells + (direction * N + row) * H + unit[:, None], tl.where(runs, c_new, 0.0), mask=written)
+            tl.store(
+                cells + (direction * N + row) * H + unit[:, None], tl.where(runs, c_new, 0.0), mask=written
+            )
         if gates is not None:
             at = gates + (direction * N + row) * (4 * H) + unit[:, None]
             tl.store(at, i, mask=runs)

@@ -39,9 +39,7 @@ def device_of(index: int | None) -> Device:
     if index is None:
         return INTERPRETER
     p = torch.cuda.get_device_properties(index)
-    return Device(
-        p.name, 10 * p.major + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin
-    )
+    return Device(p.name, 10 * p.major + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin)
 
 
 def power_of_two(H: int) -> int:
@@ -54,8 +52,8 @@ def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
     """The same for the forward and the backward pass.
 
     "block" as long as a program can hold all weights, "grid" as long as all programs run at once with a part of them
-    each, else "steps". The bounds are those within which the compiler needs no memory for registers and the shared memory
-    suffices; ``tests/test_triton_compile.py`` compiles every plan for several GPUs.
+    each, else "steps". The bounds are those within which the compiler needs no memory for registers and the shared
+    memory suffices; ``tests/test_triton_compile.py`` compiles every plan for several GPUs.
 
     Args:
         number: bytes that a number takes as a factor, see ``precision.size``.

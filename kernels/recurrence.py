@@ -18,7 +18,6 @@ from .plan import INTERPRETER, Device, Plan, device_of, plan, power_of_two
 from .precision import products, size
 from .sequence import Sequence
 
-
 MOST_REGISTERS = 255
 """Of a thread. Without being told the compiler keeps numbers in memory so that two programs fit one processor."""
 

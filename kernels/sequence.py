@@ -36,7 +36,9 @@ class Sequence(NamedTuple):
     def first(self, direction: int, like: Tensor) -> Tensor:
         """Row (B,) int64 of that step."""
         t = self.first_time(direction, like)
-        return (t * self.B if self.offsets is None else self.offsets[t]) + torch.arange(self.B, device=like.device)
+        return (t * self.B if self.offsets is None else self.offsets[t]) + torch.arange(
+            self.B, device=like.device
+        )
 
     def some(self, like: Tensor) -> Tensor:
         """Whether each sequence has any steps, (B, 1)."""

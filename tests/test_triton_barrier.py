@@ -1,5 +1,5 @@
-"""The barrier of the "grid" way (kernels/steps.py): a model of its protocol, gone through in every order in which programs
-can run, and the kernels themselves with their programs truly interleaved."""
+"""The barrier of the "grid" way (kernels/steps.py): a model of its protocol, gone through in every order in which
+programs can run, and the kernels themselves with their programs truly interleaved."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_a_broken_protocol_is_found() -> None:
 
 
 class Turns:
-    """Runs the programs of a launch in threads of which one goes at a time; at every atomic operation the turn passes to
-    another, drawn at random."""
+    """Runs the programs of a launch in threads of which one goes at a time; at every atomic operation the turn passes
+    to another, drawn at random."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -189,9 +189,7 @@ class _Launches:
     ],
     ids=str,
 )
-def test_programs_that_wait_for_each_other(
-    case: Case, turns: Turns, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_that_wait_for_each_other(case: Case, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recurrence, "plan", lambda *_: plan.Plan("grid", 16, 16, 4))
     with nan_memory():
         check_case(case, "triton", torch.float32)

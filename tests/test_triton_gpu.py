@@ -64,7 +64,9 @@ def test_a_new_length_or_batch_compiles_nothing(way: str) -> None:
     from cnnlstm_fast.kernels.forward import forward_kernel
 
     def compiled() -> list[int]:
-        caches = (kernel.device_caches[torch.cuda.current_device()] for kernel in (forward_kernel, backward_kernel))
+        caches = (
+            kernel.device_caches[torch.cuda.current_device()] for kernel in (forward_kernel, backward_kernel)
+        )
         return [len(cache[0]) for cache in caches]
 
     made, x = layer(way)

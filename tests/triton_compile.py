@@ -76,9 +76,20 @@ def jobs(sm: int) -> list[Job]:
                     for kernel in ("forward", "backward"):
                         for full in (False, True):
                             job = Job(kernel, sm, dtype, precision, made, H, 1 + full, full)
-                            key = (kernel, dtype, precision, made, made.way == "steps" or power_of_two(H), full)
+                            key = (
+                                kernel,
+                                dtype,
+                                precision,
+                                made,
+                                made.way == "steps" or power_of_two(H),
+                                full,
+                            )
                             found.setdefault(key, job)
-    entering = [Job("entering", sm, dtype, "", None, 64, 2, full) for dtype in ("fp32", "bf16") for full in (False, True)]
+    entering = [
+        Job("entering", sm, dtype, "", None, 64, 2, full)
+        for dtype in ("fp32", "bf16")
+        for full in (False, True)
+    ]
     return [*found.values(), *entering]
 
 
@@ -100,7 +111,11 @@ def source(job: Job) -> ASTSource:
     way = "" if job.plan is None else job.plan.way
     for index, name in enumerate(kernel.arg_names):
         absent = (
-            (name in OPTIONAL and not job.full and not (name in ("cells", "gates") and job.kernel == "backward"))
+            (
+                name in OPTIONAL
+                and not job.full
+                and not (name in ("cells", "gates") and job.kernel == "backward")
+            )
             or (name == "offsets" and job.full and job.kernel == "backward")
             or (name.endswith("_reverse") and (job.directions == 1 or ("bias" in name and not job.full)))
             or (name == "product" and way != "steps")
