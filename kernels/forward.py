@@ -61,8 +61,8 @@ def forward_kernel(
     c_state,  # (D, B, H) float32: enters the first step of this launch, and is left by its last one
     h_n,  # (D, B, H), may be h0 itself but for WAY "grid"
     output,  # (N, D*H): h of every step, zero where a sequence has ended
-    cells,  # (D, N, H): c of every step, or None
-    gates,  # (D, N, 4H): activated gates, or None
+    cells,  # (D, N, H): c of every step, zero where a sequence has ended, or None
+    gates,  # (D, N, 4H): activated gates, zero like cells, or None
     lengths,  # (B,) int64, or None
     offsets,  # (T,) int64: first row of a packed sequence's steps, or None
     reset,  # (T, B) uint8, or None
@@ -160,10 +160,10 @@ def forward_kernel(
             )
         if gates is not None:
             at = gates + (direction * N + row) * (4 * H) + unit[:, None]
-            tl.store(at, i, mask=runs)
-            tl.store(at + H, f, mask=runs)
-            tl.store(at + 2 * H, g, mask=runs)
-            tl.store(at + 3 * H, o, mask=runs)
+            tl.store(at, tl.where(runs, i, 0.0), mask=written)
+            tl.store(at + H, tl.where(runs, f, 0.0), mask=written)
+            tl.store(at + 2 * H, tl.where(runs, g, 0.0), mask=written)
+            tl.store(at + 3 * H, tl.where(runs, o, 0.0), mask=written)
         if WAY == "grid":
             if s + 1 < s_end:
                 programs = tl.num_programs(0)

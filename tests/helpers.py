@@ -305,7 +305,8 @@ def check_case(
                 return got, eager, results(part(oracle), data, backward)
 
     size = case.T * case.B * case.H
-    check(draw, dtype, min(8, 1 + 500 // size) if size else 1)
+    interpreted = backend == "triton" and device == "cpu"  # slow, and a draw that fails asks for more by itself
+    check(draw, dtype, 1 if interpreted or not size else min(8, 1 + 500 // size))
 
 
 def spec_of(*args: Any, **kwargs: Any) -> LSTMSpec:
