@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import json
+import os
+import re
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -47,12 +51,11 @@ def power_of_two(H: int) -> int:
     return max(16, 1 << (H - 1).bit_length())
 
 
-@lru_cache(maxsize=4096)
-def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
-    """The same for the forward and the backward pass.
+def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan]:
+    """The plans that fit, for the forward and the backward pass alike; the first is taken where nothing was measured.
 
     "block" as long as a program can hold all weights, "grid" as long as all programs run at once with a part of them
-    each, else "steps". The bounds are those within which the compiler needs no memory for registers and the shared
+    each, "steps" always. The bounds are those within which the compiler needs no memory for registers and the shared
     memory suffices; ``tests/test_triton_compile.py`` compiles every plan for several GPUs.
 
     Args:
@@ -60,11 +63,11 @@ def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
     """
     K = power_of_two(H)
     if device is INTERPRETER:
-        return Plan("block", K, 64, 4)
-    num_warps = 8 if K >= 128 or K * number >= 256 else 4
+        return [Plan("block", K, 64, 4)]
+    found = []
     weights = 4 * K * K * number
     if weights <= 128 * KB and weights + 24 * KB <= device.shared:
-        return Plan("block", K, 8, num_warps)
+        found.append(Plan("block", K, 8, 8 if K >= 128 or K * number >= 256 else 4))
     room = min(device.shared, (96 if number == 8 else 192) * KB)
     for block_b in (8, 16) if number == 2 else (8,):
         made = Plan("grid", 16, block_b, 8 if K >= 128 else 4)
@@ -72,8 +75,43 @@ def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
         weights, state = 4 * 16 * K * number, K * block_b * number
         # the backward pass takes in the gradients of all four gates
         if blocks * tiles * D <= device.processors and weights + 4 * state <= room:
-            return made
-    return Plan("steps", 16, 32, 4)
+            found.append(made)
+    return [*found, Plan("steps", 16, 32, 4)]
+
+
+@lru_cache(maxsize=4096)
+def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
+    """The fastest of the candidates where ``tune`` measured them for this size, else the first."""
+    possible = candidates(device, H, B, D, number)
+    best = tuned(device.name).get(key(H, B, D, number))
+    return best if best in possible else possible[0]
+
+
+def key(H: int, B: int, D: int, number: int) -> str:
+    """What stands for a size in a table: calls alike in it share a plan."""
+    return f"K={power_of_two(H)} B<={1 << (max(B, 1) - 1).bit_length()} D={D} bytes={number}"
+
+
+@cache
+def tuned(name: str) -> dict[str, Plan]:
+    """What was measured on GPUs of that name: the table that is shipped, and over it the one of this machine's user."""
+    found: dict[str, Plan] = {}
+    for path in (SHIPPED / table(name), cached(name)):
+        if path.exists():
+            found |= {key: Plan(*plan) for key, plan in json.loads(path.read_text())["plans"].items()}
+    return found
+
+
+def table(name: str) -> str:
+    """The name of a GPU's file."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
+
+
+def cached(name: str) -> Path:
+    """Where ``tune`` keeps what it measured."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "cnnlstm_fast" / "triton" / table(name)
 
 
 KB = 1024
+SHIPPED = Path(__file__).parent / "tables"
