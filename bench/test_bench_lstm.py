@@ -6,6 +6,7 @@ in turns, is ``python -m bench``.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +19,16 @@ from .gate import check, why_not
 from .jobs import build, fast_job
 
 
+def measurable(backend: str) -> bool:
+    """Triton's interpreter runs the kernels slowly, and says nothing of how fast they are."""
+    return backend != "triton" or os.environ.get("TRITON_INTERPRET") != "1"
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     rows = [
         pytest.param(*call, backend, id=f"{call.case.name}-{call.mode}-{call.dtype}-{backend}")
         for call in calls(metafunc.config.getoption("--suite"))
-        for backend in BACKENDS
+        for backend in filter(measurable, BACKENDS)
         if not call.case.model and why_not(backend, *call) is None
     ]
     metafunc.parametrize(("case", "mode", "dtype", "backend"), rows)
