@@ -1,4 +1,4 @@
-"""``python -m bench.choose``: measures the backend ``cpu`` beside ``aten``, and writes the table that ``auto`` goes by.
+"""``python -m bench.choose``: measures a backend beside ``aten``, and writes the table that ``auto`` goes by.
 
 A run that is ended keeps what it has measured, and the next one on the same commit, PyTorch and processor goes on from
 there; it also measures anew what other work on the machine disturbed. Kinds of calls from another commit, PyTorch
@@ -13,7 +13,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ import torch
 
 from cnnlstm_fast import BACKENDS, _native
 from cnnlstm_fast.backends import measured
-from cnnlstm_fast.backends.measured import Estimate, Kind, Point, Table
+from cnnlstm_fast.backends.measured import Estimate, Gpu, Kind, Machine, Point, Table
 
 from . import environment
 from .cases import MODES, Call, Case
 from .record import BUSY, OURS, Row, paired_ratio, write_whole
 from .runner import LEAST_ROUNDS, TURN, Plan, Runner
 
-CPU, ATEN = f"{OURS}:cpu", f"{OURS}:aten"
+ATEN = f"{OURS}:aten"
 STEPS, BATCHES = (1, 8, 64), (1, 4, 16, 64, 256)
 HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
 WIDE_STEPS, WIDE_BATCHES = (1, 64), (1, 16, 256)
@@ -37,11 +38,28 @@ WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
 LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
 MOST_FLOP = 3.5e10
 """Larger calls are left out: about a third of a second on two cores, and forty calls are needed."""
+GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (1, 64), (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
+STACK = 3
+"""Layers of a stack, which are a kind of their own on a GPU."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend that is measured, where, and by which calls."""
+
+    backend: str
+    device: str
+    machine: Callable[[], Machine | Gpu]
+    grid: Callable[[], Iterator[Call]]
+    missing: Callable[[], str | None]
+    """Why there is nothing to measure."""
+    flop_rate: float
+    """Of products, a guess: operations per second."""
 
 
 def grid() -> Iterator[Call]:
-    """All calls that are measured: single layers, kind by kind, each kind's in an order that has nothing to do with
-    their sizes, so that a drift of the machine does not look like an effect of the size."""
+    """All calls that are measured on a CPU: single layers, kind by kind, each kind's in an order that has nothing to do
+    with their sizes, so that a drift of the machine does not look like an effect of the size."""
     shapes = [
         *((T, B, H, H) for T, B, H in itertools.product(STEPS, BATCHES, HIDDEN)),
         *((T, B, WIDE * H, H) for T, B, H in itertools.product(WIDE_STEPS, WIDE_BATCHES, WIDE_HIDDEN)),
@@ -56,17 +74,59 @@ def grid() -> Iterator[Call]:
                 yield call
 
 
+def gpu_grid() -> Iterator[Call]:
+    """All calls that are measured on a GPU: layers and stacks, padded and packed. The input size makes no difference
+    worth a point, as both multiply the input by the same library."""
+    shapes = list(itertools.product(GPU_STEPS, GPU_BATCHES, GPU_HIDDEN))
+    random.Random(0).shuffle(shapes)
+    variants = itertools.product(("bf16", "f32"), MODES, (False, True), (1, STACK), (False, True))
+    for dtype, mode, bidirectional, layers, packed in variants:
+        for T, B, H in shapes:
+            name = f"T{T}-B{B}-H{H}-D{1 + bidirectional}-L{layers}{'-packed' * packed}"
+            lengths = (0.5, 1.0) if packed else None
+            case = Case(
+                *(name, T, B, H, H, layers, bidirectional, "choice of a backend"),
+                lengths=lengths,
+                packed=packed,
+            )
+            yield Call(case, mode, dtype)
+
+
+TARGETS = {
+    target.backend: target
+    for target in (
+        Target(
+            "cpu",
+            "cpu",
+            measured.running,
+            grid,
+            lambda: None if _native.available else _native.reason,
+            2e11,
+        ),
+        Target(
+            "triton",
+            "cuda",
+            lambda: Gpu(torch.cuda.get_device_name()),
+            gpu_grid,
+            lambda: None if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no NVIDIA GPU",
+            2e13,
+        ),
+    )
+}
+
+
 def flop(call: Call) -> float:
     """Floating-point operations of its products; a backward pass has twice those of its forward pass."""
     c = call.case
-    return 8.0 * c.T * c.B * c.H * (c.I + c.H) * c.directions * (3 if call.mode == "training" else 1)
+    once = 8.0 * c.T * c.B * c.H * (c.I + c.H) * c.directions * c.layers
+    return once * (3 if call.mode == "training" else 1)
 
 
-def expected_seconds(call: Call, seconds: float) -> float:
+def expected_seconds(call: Call, seconds: float, flop_rate: float) -> float:
     """A guess at how long a call takes to measure with all set-up, for two cores of a server."""
     c = call.case
     weights = 4.0 * c.H * (c.I + c.H) * c.directions
-    once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / 2e11 + weights / 3e9
+    once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / flop_rate + weights / 3e9
     turns = 2 * max(LEAST_ROUNDS, seconds / TURN) * max(1.2 * TURN, 2 * once)
     return 0.1 + turns + 4 * (3 * once + weights / 4e7)
 
@@ -74,6 +134,9 @@ def expected_seconds(call: Call, seconds: float) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0; 1 where a call failed; 2 for misuse; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bench.choose", description=__doc__)
+    parser.add_argument(
+        "--backend", choices=TARGETS, default="cpu", help="beside aten, on its device (%(default)s)"
+    )
     parser.add_argument("--dtype", choices=("f32", "bf16"), help="only these calls")
     parser.add_argument("--mode", choices=MODES, help="only these calls")
     parser.add_argument("--directions", type=int, choices=(1, 2), help="only these calls")
@@ -85,15 +148,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="FILE", help="by default this machine's table in the package"
     )
     args = parser.parse_args(argv)
+    target = TARGETS[args.backend]
     try:
-        if not _native.available:
-            raise ValueError(f"There is nothing to measure: {_native.reason}.")
+        missing = target.missing()
+        if missing is not None:
+            raise ValueError(f"There is nothing to measure: {missing}.")
         if args.threads < 1:
             raise ValueError(f"--threads: expected 1 or more, got {args.threads}.")
         if args.seconds <= 0:
             raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}.")
-        machine = measured.running()._replace(threads=args.threads)
-        path = args.out or measured.TABLES / f"{machine.isa}-{machine.threads}.json"
+        machine = target.machine()
+        if isinstance(machine, Machine):
+            machine = machine._replace(threads=args.threads)
+        path = args.out or measured.TABLES / target.backend / machine.file
         table = measured.load(path) if path.exists() else Table(machine, {})
         if table.machine != machine:
             raise ValueError(f"{path}: expected a table of {machine}, got one of {table.machine}.")
@@ -102,14 +169,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     chosen = [
         call
-        for call in grid()
+        for call in target.grid()
         if args.dtype in (None, call.dtype)
         and args.mode in (None, call.mode)
         and args.directions in (None, call.case.directions)
     ]
-    plan = Plan((CPU, ATEN), seconds=args.seconds, threads=args.threads, gate=False)
+    candidates = (f"{OURS}:{target.backend}", ATEN)
+    plan = Plan(candidates, target.device, args.seconds, args.threads, gate=False)
     try:
-        failed = _measure(plan, chosen, table, path)
+        failed = _measure(target, plan, chosen, table, path)
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is in {path}, and the same command goes on from there")
         return 130
@@ -117,26 +185,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def _measure(plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> int:
+def _measure(target: Target, plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> int:
     """Measures what the table lacks, and writes it after every call; returns how many failed."""
-    made = _facts(plan.seconds)
-    left = [call for call in chosen if not _known(table, call, made)]
-    ahead = sum(expected_seconds(call, plan.seconds) for call in left)
+    made = _facts(plan)
+    left = [call for call in chosen if not _known(table, call, made, plan.device)]
+    expected = [expected_seconds(call, plan.seconds, target.flop_rate) for call in left]
+    ahead = sum(expected)
     print(
         f"{len(left)} of {len(chosen)} calls to measure, about {ahead / 60:.0f} minutes: {path}", flush=True
     )
     start, begun, done, failed = time.monotonic(), 0.0, 0.0, 0
     with Runner(plan, None) as runner:
-        for number, call in enumerate(left, 1):
+        for number, (call, took) in enumerate(zip(left, expected, strict=True), 1):
             row = runner.measure(call)
-            done += expected_seconds(call, plan.seconds)
+            done += took
             if number == 1:  # which starts the processes: no measure of the others
                 start, begun = time.monotonic(), done
             pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
-            if row.measured.keys() == {CPU, ATEN}:
-                _add(table, call, _point(row), made)
+            if row.measured.keys() == set(plan.candidates):
+                point = _point(row, plan.candidates)
+                _add(table, call, point, made, plan.device)
                 _save(table, path)
-                figures = f"aten / cpu {_point(row).ratio:.2f}"
+                figures = f"aten / {target.backend} {point.ratio:.2f}"
             else:
                 failed += 1
                 figures = "FAILED: " + "; ".join(m.reason for m in row.candidates.values() if m.reason)
@@ -145,15 +215,15 @@ def _measure(plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> in
     return failed
 
 
-def _facts(seconds: float) -> dict[str, Any]:
-    commit = environment.commit()
+def _facts(plan: Plan) -> dict[str, Any]:
+    commit, hardware = environment.commit(), environment.hardware()
     return {
         "source": f"measurements of {datetime.now(UTC).date()}",
         "commit": commit["id"],
         "dirty": commit["dirty"],
         "torch": torch.__version__,
-        "cpu": environment.hardware()["cpu"],
-        "seconds": seconds,
+        "cpu": hardware["cpu"],
+        "seconds": plan.seconds,
     }
 
 
@@ -162,33 +232,34 @@ def _same(made: dict[str, Any], other: dict[str, Any]) -> bool:
     return made | {"source": ""} == other | {"source": ""}
 
 
-def _kind(call: Call) -> str:
-    return measured.kind(call.case.spec(call.mode, call.dtype))
+def _kind(call: Call, device: str) -> str:
+    return measured.kind(call.case.spec(call.mode, call.dtype, device))
 
 
-def _known(table: Table, call: Call, made: dict[str, Any]) -> bool:
+def _known(table: Table, call: Call, made: dict[str, Any], device: str) -> bool:
     """Whether the table has the call, undisturbed and measured under the same circumstances."""
-    kind = table.kinds.get(_kind(call))
+    kind = table.kinds.get(_kind(call, device))
     if kind is None or not _same(kind.made, made):
         return False
     size = (call.case.T, call.case.B, call.case.I, call.case.H)
     return any(p[:4] == size and (p.others or 0.0) <= BUSY for p in kind.points)
 
 
-def _add(table: Table, call: Call, point: Point, made: dict[str, Any]) -> None:
+def _add(table: Table, call: Call, point: Point, made: dict[str, Any], device: str) -> None:
     """In the place of an older measurement."""
-    kind = table.kinds.get(_kind(call))
+    name = _kind(call, device)
+    kind = table.kinds.get(name)
     kept = (
         [] if kind is None or not _same(kind.made, made) else [p for p in kind.points if p[:4] != point[:4]]
     )
-    table.kinds[_kind(call)] = Kind(made, sorted([*kept, point], key=lambda p: (p.H, p.I, p.B, p.T)))
+    table.kinds[name] = Kind(made, sorted([*kept, point], key=lambda p: (p.H, p.I, p.B, p.T)))
 
 
-def _point(row: Row) -> Point:
-    cpu, aten = (row.candidates[name] for name in (CPU, ATEN))
-    assert cpu.median_s is not None and aten.median_s is not None
-    ratio = paired_ratio(aten.rounds, cpu.rounds)
-    times = (float(f"{m * 1e6:.4g}") for m in (cpu.median_s, aten.median_s))
+def _point(row: Row, candidates: Sequence[str]) -> Point:
+    ours, aten = (row.candidates[name] for name in candidates)
+    assert ours.median_s is not None and aten.median_s is not None
+    ratio = paired_ratio(aten.rounds, ours.rounds)
+    times = (float(f"{m * 1e6:.4g}") for m in (ours.median_s, aten.median_s))
     ratios = (float(f"{r:.4g}") for r in (ratio.value, ratio.low, ratio.high))
     others = None if row.others is None else round(row.others, 2)
     return Point(row.case.T, row.case.B, row.case.I, row.case.H, *times, *ratios, others)

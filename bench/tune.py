@@ -20,6 +20,8 @@ import triton
 
 from cnnlstm_fast.backends.triton import kernels
 
+from .record import write_whole
+
 kernels()
 from cnnlstm_fast.kernels import recurrence, stack  # noqa: E402 (found only now, in a checkout)
 from cnnlstm_fast.kernels.plan import Device, Plan, cached, candidates, device_of, key  # noqa: E402
@@ -100,10 +102,7 @@ def _write(path: Path, device: Device, plans: dict[str, Plan], times: dict[str, 
         "plans": plans,
         "ms": times,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".new")
-    whole.write_text(json.dumps(document, indent=1) + "\n")
-    whole.replace(path)
+    write_whole(path, json.dumps(document, indent=1) + "\n")
 
 
 def main() -> int:

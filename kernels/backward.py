@@ -46,7 +46,7 @@ def load_gates(gates, t, unit, exists, H, batch, length, T, B, offsets):
     return i, f, g, o
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "k_begin", "k_end"])
+@triton.jit(do_not_specialize=["T", "B", "N", "H", "k_begin", "k_end"])
 def backward_kernel(
     gates,  # (D, N, 4H): activated gates
     cells,  # (D, N, H)
@@ -69,6 +69,7 @@ def backward_kernel(
     H,
     k_begin,  # steps done so far, of T; one more turn, k = T, ends with the gradient of h0
     k_end,
+    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # H rounded up to a power of two
@@ -76,6 +77,7 @@ def backward_kernel(
     PARTS: tl.constexpr,  # of K, which different warps multiply; for WAY "grid"
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
+    H = tl.multiple_of(H, MULTIPLE)
     unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]  # (BLOCK_H, 1)
     batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -131,8 +133,9 @@ def backward_kernel(
         active = active_at(t, batch, length, T, B)
         kept = kept_at(t, batch, active, B, reset)
         i, f, g, o = i_next, f_next, g_next, o_next
+        t_next = tl.where(n + 1 < k_end, t_before, T)
         i_next, f_next, g_next, o_next = load_gates(
-            gates, t_before, unit, exists, H, batch, length, T, B, offsets
+            gates, t_next, unit, exists, H, batch, length, T, B, offsets
         )
         c_before = load_rows(cells, t_before, unit, exists, H, batch, length, T, B, offsets).to(tl.float32)
         d_out = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)

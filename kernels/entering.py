@@ -11,7 +11,7 @@ import triton.language as tl
 from .steps import active_at, kept_at, lengths_of, rows_of, time_of
 
 
-@triton.jit(do_not_specialize=["T", "B", "N"])
+@triton.jit(do_not_specialize=["T", "B", "N", "H"])
 def entering_kernel(
     output,  # (N, D*H)
     h0,  # (D, B, H)
@@ -23,9 +23,11 @@ def entering_kernel(
     B,
     N,
     H,
+    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
+    H = tl.multiple_of(H, MULTIPLE)
     s, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
     length = lengths_of(batch, T, B, lengths)

@@ -38,7 +38,7 @@ def gate_columns(unit_block, H, BLOCK_H: tl.constexpr):
 
 @triton.jit
 def load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, offsets):
-    """(4*BLOCK_H, BLOCK_B) of the direction's gate_inputs (N, 4H)."""
+    """(4*BLOCK_H, BLOCK_B) of the direction's gate_inputs, rows of 4H; zeros for a time outside of 0..T-1."""
     active = active_at(t, batch, length, T, B)
     rows = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
     return tl.load(
@@ -48,9 +48,9 @@ def load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, of
     )
 
 
-@triton.jit(do_not_specialize=["T", "B", "N", "s_begin", "s_end"])
+@triton.jit(do_not_specialize=["first_row", "first_row_reverse", "M", "T", "B", "N", "H", "s_begin", "s_end"])
 def forward_kernel(
-    gate_inputs,  # (D, N, 4H) float32: W_ih x
+    gate_inputs,  # (D, M, 4H) float32: W_ih x of the rows from first_row on
     weight_hh,  # (4H, H), of the forward direction
     weight_hh_reverse,  # like it, None where D = 1
     bias_ih,  # (4H,), None where there are no biases
@@ -68,18 +68,23 @@ def forward_kernel(
     reset,  # (T, B) uint8, or None
     product,  # (D, B, 4H) float32: W_hh h of the one step of this launch, for WAY "steps"
     arrivals,  # (D, tiles) int32, zeros: for WAY "grid"
+    first_row,  # of the forward direction
+    first_row_reverse,
+    M,
     T,
     B,
     N,
     H,
     s_begin,
     s_end,
+    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # H rounded up to a power of two
     WAY: tl.constexpr,
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
+    H = tl.multiple_of(H, MULTIPLE)
     unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)
     batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -106,7 +111,8 @@ def forward_kernel(
             other=0.0,
         )
 
-    gate_inputs += direction * N * (4 * H)
+    first_row = tl.where(direction == 0, first_row, first_row_reverse)
+    gate_inputs += (direction * tl.cast(M, tl.int64) - first_row) * (4 * H)
     t = time_of(s_begin, direction, T)
     x_next = load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, offsets)
     # one stage: no load of a step may start before the barrier of the step before
@@ -117,9 +123,8 @@ def forward_kernel(
         kept = kept_at(t, batch, active, B, reset)
         rows = rows_of(t, batch, B, offsets)
         x = x_next
-        x_next = load_gate_inputs(
-            gate_inputs, time_of(s + 1, direction, T), columns, exists, batch, length, T, B, H, offsets
-        )
+        t_next = tl.where(s + 1 < s_end, time_of(s + 1, direction, T), T)
+        x_next = load_gate_inputs(gate_inputs, t_next, columns, exists, batch, length, T, B, H, offsets)
 
         if WAY == "steps":
             at = lane[None, :] * (4 * H) + columns[:, None]

@@ -5,6 +5,8 @@ T steps, B sequences, I input_size, H hidden_size, D directions, N rows (T*B, or
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -12,14 +14,15 @@ from ..canonical import LayerWeights
 from . import recurrence
 from .matmul import matmul
 from .recurrence import Recurrence, Saved
-from .sequence import Sequence
+from .sequence import Chunk, Sequence
 
 
-def gate_inputs(rows: Tensor, pair: list[LayerWeights]) -> Tensor:
-    """rows (N, I) -> W_ih x, (D, N, 4H) float32."""
-    found = rows.new_empty((len(pair), rows.size(0), pair[0].w_ih.size(0)), dtype=torch.float32)
-    for direction, w in enumerate(pair):
-        matmul(rows, w.w_ih.t(), out=found[direction])
+def gate_inputs(rows: Tensor, pair: list[LayerWeights], chunk: Chunk) -> Tensor:
+    """rows (N, I) -> W_ih x of a chunk, (D, M, 4H) float32; M rows of the direction that has the most."""
+    M = max(map(len, chunk.rows))
+    found = rows.new_empty((len(pair), M, pair[0].w_ih.size(0)), dtype=torch.float32)
+    for out, here, w in zip(found, chunk.rows, pair, strict=True):
+        matmul(rows[here.start : here.stop], w.w_ih.t(), out=out[: len(here)])
     return found
 
 
@@ -27,7 +30,8 @@ def forward(
     rows: Tensor, h0: Tensor, c0: Tensor, pair: list[LayerWeights], out: Tensor, saved: Saved, at: Sequence
 ) -> tuple[Tensor, Tensor]:
     """rows (N, I), h0 and c0 (D, B, H) -> h_n, c_n; fills out (N, D*H)."""
-    return recurrence.forward(gate_inputs(rows, pair), h0, c0, _recurrent(pair), out, saved, at)
+    inputs = partial(gate_inputs, rows, pair)
+    return recurrence.forward(inputs, h0, c0, _recurrent(pair), out, saved, at)
 
 
 def backward(

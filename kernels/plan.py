@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from ..backends.measured import Gpu
 
 
 class Device(NamedTuple):
@@ -96,21 +97,16 @@ def key(H: int, B: int, D: int, number: int) -> str:
 def tuned(name: str) -> dict[str, Plan]:
     """What was measured on GPUs of that name: the table that is shipped, and over it the one of this machine's user."""
     found: dict[str, Plan] = {}
-    for path in (SHIPPED / table(name), cached(name)):
+    for path in (SHIPPED / Gpu(name).file, cached(name)):
         if path.exists():
             found |= {key: Plan(*plan) for key, plan in json.loads(path.read_text())["plans"].items()}
     return found
 
 
-def table(name: str) -> str:
-    """The name of a GPU's file."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
-
-
 def cached(name: str) -> Path:
     """Where ``tune`` keeps what it measured."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "cnnlstm_fast" / "triton" / table(name)
+    return Path(root) / "cnnlstm_fast" / "triton" / Gpu(name).file
 
 
 KB = 1024

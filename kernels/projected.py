@@ -17,7 +17,7 @@ from . import recurrence
 from .layer import gate_inputs, of_biases
 from .matmul import matmul
 from .recurrence import Recurrence, Saved
-from .sequence import Sequence
+from .sequence import Chunk, Sequence
 
 
 def forward(
@@ -25,12 +25,19 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """rows (N, I), h0 (D, B, P), c0 (D, B, H) -> h_n, c_n; fills out (N, D*P)."""
     D, P, H = len(pair), h0.size(2), c0.size(2)
-    x_gates = gate_inputs(rows, pair)
-    for d, w in enumerate(pair):
-        first, lives = at.first(d, rows), _enters(at, d, rows)
-        x_gates[d].index_add_(0, first, torch.where(lives, matmul(h0[d], w.w_hh.t()), 0.0))
+    firsts = [at.first(d, rows) for d in range(D)]
+    entering = [torch.where(_enters(at, d, rows), matmul(h0[d], w.w_hh.t()), 0.0) for d, w in enumerate(pair)]
+
+    def inputs(chunk: Chunk) -> Tensor:
+        found = gate_inputs(rows, pair, chunk)
+        for part, here, first, added in zip(found, chunk.rows, firsts, entering, strict=True):
+            inside = (first >= here.start) & (first < here.stop)
+            index = (first - here.start).clamp(0, len(here) - 1)
+            part.index_add_(0, index, torch.where(inside.unsqueeze(1), added, 0.0))
+        return found
+
     m = out.new_empty((at.N, D * H))
-    m_n, c_n = recurrence.forward(x_gates, torch.zeros_like(c0), c0, _recurrent(pair), m, saved, at)
+    m_n, c_n = recurrence.forward(inputs, torch.zeros_like(c0), c0, _recurrent(pair), m, saved, at)
     h_n = torch.empty_like(h0)
     for d, w in enumerate(pair):
         out[:, d * P : (d + 1) * P] = matmul(m[:, d * H : (d + 1) * H], w.w_hr.t())

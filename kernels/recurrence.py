@@ -5,6 +5,8 @@ T steps, B sequences, H hidden_size, D directions, N rows (T*B, or those of a pa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +18,13 @@ from .forward import forward_kernel
 from .matmul import matmul
 from .plan import INTERPRETER, Device, Plan, device_of, plan, power_of_two
 from .precision import products, size
-from .sequence import Sequence
+from .sequence import Chunk, Sequence
 
 MOST_REGISTERS = 255
 """Of a thread. Without being told the compiler keeps numbers in memory so that two programs fit one processor."""
+
+MOST_GATE_INPUTS = 256 << 20
+"""Bytes of them that exist at once, unless one step has more. Each chunk costs a launch that loads the weights anew."""
 
 
 class Recurrence(NamedTuple):
@@ -38,12 +43,18 @@ class Saved(NamedTuple):
 
 
 def forward(
-    x_gates: Tensor, h0: Tensor, c0: Tensor, weights: Recurrence, output: Tensor, saved: Saved, at: Sequence
+    gate_inputs: Callable[[Chunk], Tensor],
+    h0: Tensor,
+    c0: Tensor,
+    weights: Recurrence,
+    output: Tensor,
+    saved: Saved,
+    at: Sequence,
 ) -> tuple[Tensor, Tensor]:
     """Runs the recurrence.
 
     Args:
-        x_gates: (D, N, 4H) float32, W_ih x.
+        gate_inputs: gives W_ih x of a chunk's rows, (D, M, 4H) float32.
         h0, c0: (D, B, H), contiguous.
         output: (N, D*H), filled.
 
@@ -53,41 +64,40 @@ def forward(
     D, B, H = h0.shape
     chosen, device = _plan(h0, H, B, D)
     c_state = c0.to(torch.float32, copy=True)
-    h_n = torch.empty_like(h0)
+    h_n = h0.clone()
     fixed = dict(
-        gate_inputs=x_gates,
         **_by_direction("weight_hh", weights.w_hh),
         **_by_direction("bias_ih", weights.b_ih),
         **_by_direction("bias_hh", weights.b_hh),
         c_state=c_state,
+        h_n=h_n,
         output=output,
         cells=saved.cells,
         gates=saved.gates,
         **_common(at, H, chosen, h0.dtype),
     )
     launch = forward_kernel[chosen.programs(H, B, D)]
+    product = None
     if chosen.way == "steps":
-        h_n.copy_(h0)
-        product = torch.empty_like(x_gates[:, :B])
-        for s in range(at.T):
-            for direction, w in enumerate(weights.w_hh):
-                matmul(h_n[direction], w.t(), out=product[direction])
-            launch(**fixed, h0=h_n, h_n=h_n, product=product, arrivals=None, s_begin=s, s_end=s + 1)
-    elif chosen.way == "grid" and device is INTERPRETER:
-        state = h0
-        for s in range(at.T):
-            launch(**fixed, h0=state, h_n=h_n, product=None, arrivals=None, s_begin=s, s_end=s + 1)
-            state = h_n.clone()
-    else:
-        launch(
-            **fixed,
-            **_waiting(chosen, H, h0),
-            h0=h0,
-            h_n=h_n,
-            product=None,
-            s_begin=0,
-            s_end=at.T,
-        )
+        product = h0.new_empty((D, B, 4 * H), dtype=torch.float32)
+    for chunk in at.chunks(D, MOST_GATE_INPUTS // (16 * H * D)):
+        x_gates = gate_inputs(chunk)
+        for begin, end in _launches(chosen, device, chunk.begin, chunk.end):
+            if product is not None:
+                for direction, w in enumerate(weights.w_hh):
+                    matmul(h_n[direction], w.t(), out=product[direction])
+            launch(
+                **fixed,
+                **_waiting(chosen, device, h0),
+                # programs of a grid read what enters a launch while others already write what leaves it
+                h0=h_n.clone() if chosen.way == "grid" else h_n,
+                gate_inputs=x_gates,
+                **_by_direction("first_row", [here.start for here in chunk.rows], absent=0),
+                M=x_gates.size(1),
+                product=product,
+                s_begin=begin,
+                s_end=end,
+            )
     return h_n, c_state.to(c0.dtype)
 
 
@@ -129,17 +139,11 @@ def backward(
         **_common(at, H, chosen, c0.dtype),
     )
     launch = backward_kernel[chosen.programs(H, B, D)]
-    if chosen.way == "steps":
-        product = torch.empty_like(grad_h)
-        for k in range(at.T + 1):
-            if k > 0:
-                _step_product(found, weights.w_hh, at, at.T - k, product)
-            launch(**fixed, product=product, arrivals=None, k_begin=k, k_end=k + 1)
-    elif chosen.way == "grid" and device is INTERPRETER:
-        for k in range(at.T + 1):
-            launch(**fixed, product=None, arrivals=None, k_begin=k, k_end=k + 1)
-    else:
-        launch(**fixed, **_waiting(chosen, H, c0), product=None, k_begin=0, k_end=at.T + 1)
+    product = torch.empty_like(grad_h) if chosen.way == "steps" else None
+    for begin, end in _launches(chosen, device, 0, at.T + 1):
+        if product is not None and begin > 0:
+            _step_product(found, weights.w_hh, at, at.T - begin, product)
+        launch(**fixed, **_waiting(chosen, device, c0), product=product, k_begin=begin, k_end=end)
     return found
 
 
@@ -148,7 +152,19 @@ def entering(output: Tensor, h0: Tensor, at: Sequence) -> Tensor:
     D, B, H = h0.shape
     found = output.new_empty((D, at.N, H))
     entering_kernel[at.T, -(-B // 16), D](
-        output, h0, found, at.lengths, at.offsets, at.reset, at.T, B, at.N, H, BLOCK_H=128, BLOCK_B=16
+        output,
+        h0,
+        found,
+        at.lengths,
+        at.offsets,
+        at.reset,
+        at.T,
+        B,
+        at.N,
+        H,
+        MULTIPLE=math.gcd(H, 16),
+        BLOCK_H=128,
+        BLOCK_B=16,
     )
     return found
 
@@ -156,9 +172,15 @@ def entering(output: Tensor, h0: Tensor, at: Sequence) -> Tensor:
 def _step_product(gradients: Tensor, w_hh: list[Tensor], at: Sequence, s: int, out: Tensor) -> None:
     """Gate gradients of step s, (B, 4H) of each direction, times W_hh."""
     for direction, w in enumerate(w_hh):
-        t = at.T - 1 - s if direction else s
-        rows, count = at.span(t)
-        matmul(gradients[direction, rows : rows + count], w, out=out[direction, :count])
+        here = at.rows_of(s, s + 1, direction)
+        matmul(gradients[direction, here.start : here.stop], w, out=out[direction, : len(here)])
+
+
+def _launches(chosen: Plan, device: Device, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """The steps of each launch. The interpreter runs programs one after the other, so none may wait for another."""
+    if chosen.way == "steps" or (chosen.way == "grid" and device is INTERPRETER):
+        return ((s, s + 1) for s in range(begin, end))
+    return iter([(begin, end)])
 
 
 def _plan(like: Tensor, H: int, B: int, D: int) -> tuple[Plan, Device]:
@@ -166,8 +188,8 @@ def _plan(like: Tensor, H: int, B: int, D: int) -> tuple[Plan, Device]:
     return plan(device, H, B, D, size(like.dtype)), device
 
 
-def _by_direction(name: str, tensors: list[Any]) -> dict[str, Any]:
-    return {name: tensors[0], f"{name}_reverse": tensors[1] if len(tensors) == 2 else None}
+def _by_direction(name: str, values: list[Any], absent: Any = None) -> dict[str, Any]:
+    return {name: values[0], f"{name}_reverse": values[1] if len(values) == 2 else absent}
 
 
 def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str, Any]:
@@ -179,6 +201,7 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
         B=at.B,
         N=at.N,
         H=H,
+        MULTIPLE=math.gcd(H, 16),
         BLOCK_H=chosen.block_h,
         BLOCK_B=chosen.block_b,
         BLOCK_K=power_of_two(H),
@@ -189,12 +212,12 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
     )
 
 
-def _waiting(chosen: Plan, H: int, like: Tensor) -> dict[str, Any]:
+def _waiting(chosen: Plan, device: Device, like: Tensor) -> dict[str, Any]:
     """What the programs of a launch need that wait for each other: counters, and the promise of the driver that all
     of them run at once, or an error."""
-    if chosen.way != "grid":
+    if chosen.way != "grid" or device is INTERPRETER:
         return dict(arrivals=None)
-    D, B = like.shape[:2]
+    D, B, H = like.shape
     _, tiles, _ = chosen.programs(H, B, D)
     counters = torch.zeros((D, tiles), dtype=torch.int32, device=like.device)
     return dict(arrivals=counters, launch_cooperative_grid=True)

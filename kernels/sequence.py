@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Chunk(NamedTuple):
+    """Steps from begin to end in the order of each direction, and the rows that they are there."""
+
+    begin: int
+    end: int
+    rows: list[range]
 
 
 class Sequence(NamedTuple):
@@ -17,13 +27,23 @@ class Sequence(NamedTuple):
     lengths: Tensor | None  # (B,) int64
     offsets: Tensor | None  # (T,) int64: first row of each time of a packed sequence
     reset: Tensor | None  # (T, B) uint8
-    batch_sizes: Tensor | None = None  # (T,) int64 on the CPU, of a packed sequence
+    starts: list[int] | None = None  # the same as offsets on the host, and N as the last: T+1 numbers
 
-    def span(self, t: int) -> tuple[int, int]:
-        """First row of time t, and how many there are."""
-        if self.batch_sizes is None:
-            return t * self.B, self.B
-        return int(self.batch_sizes[:t].sum()), int(self.batch_sizes[t])
+    def row(self, t: int) -> int:
+        """First row of time t, which may be T."""
+        return t * self.B if self.starts is None else self.starts[t]
+
+    def chunks(self, D: int, rows: int) -> Iterator[Chunk]:
+        """All steps in runs of at most so many rows, but of at least one step."""
+        steps = max(1, rows // self.B)
+        for begin in range(0, self.T, steps):
+            end = min(begin + steps, self.T)
+            yield Chunk(begin, end, [self.rows_of(begin, end, direction) for direction in range(D)])
+
+    def rows_of(self, begin: int, end: int, direction: int) -> range:
+        """Those of a direction's steps from begin to end, in its own order."""
+        times = (self.T - end, self.T - begin) if direction else (begin, end)
+        return range(*map(self.row, times))
 
     def first_time(self, direction: int, like: Tensor) -> Tensor:
         """Time (B,) int64 at which each sequence starts in a direction; 0 for one of no steps."""
@@ -60,4 +80,5 @@ def sequence(
     # batch_sizes never grow: as many times have more than b sequences as sequence b has steps
     counts = T - torch.searchsorted(batch_sizes.flip(0).contiguous(), torch.arange(B), right=True)
     both = torch.cat([counts, batch_sizes.cumsum(0) - batch_sizes]).to(input.device, non_blocking=True)
-    return Sequence(T, B, input.size(0), both[:B], both[B:], reset, batch_sizes)
+    starts = [0, *accumulate(batch_sizes.tolist())]
+    return Sequence(T, B, input.size(0), both[:B], both[B:], reset, starts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bench.record import Row
 from bench.runner import Runner
 from cnnlstm_fast import BACKENDS, _native
 from cnnlstm_fast.backends import measured
-from cnnlstm_fast.backends.measured import Machine, Table
+from cnnlstm_fast.backends.measured import Gpu, Machine, Table
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the native part")
 ARGUMENTS = ["--dtype", "f32", "--directions", "1", "--seconds", "0.001"]
@@ -89,7 +90,7 @@ def test_it_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             kind.made["source"].startswith("measurements of 20") and kind.made["torch"] == torch.__version__
         )
         for p in kind.points:
-            assert 0 < p.low <= p.ratio <= p.high and p.cpu_us > 0 and p.aten_us > 0
+            assert 0 < p.low <= p.ratio <= p.high and p.ours_us > 0 and p.aten_us > 0
     assert json.loads(path.read_text())["columns"] == list(measured.Point._fields)
     assert all(len(line) < 400 for line in path.read_text().splitlines())
 
@@ -182,4 +183,38 @@ def test_the_whole_grid_has_every_kind_and_only_what_aten_can(monkeypatch: pytes
     assert len(per_kind) == 8 and min(per_kind.values()) > 90
     assert all(choose.flop(call) <= choose.MOST_FLOP for call in calls)
     assert all(BACKENDS["aten"].supports(call.case.spec(call.mode, call.dtype)) is None for call in calls)
-    assert 10 < sum(choose.expected_seconds(call, 0.25) for call in calls) / 60 < 30
+    assert 10 < sum(choose.expected_seconds(call, 0.25, 2e11) for call in calls) / 60 < 30
+
+
+def test_the_grid_of_a_gpu_has_stacks_and_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    calls = list(choose.gpu_grid())
+    assert len({call.case.name + call.mode + call.dtype for call in calls}) == len(calls)
+    per_kind = Counter(measured.kind(call.case.spec(call.mode, call.dtype, "cuda")) for call in calls)
+    assert len(per_kind) == 32 and set(per_kind.values()) == {48}
+    assert "bfloat16 training D=2 stacked packed" in per_kind
+    assert all(BACKENDS["aten"].supports(c.case.spec(c.mode, c.dtype, "cuda")) is None for c in calls)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
+def test_the_kernels_for_gpus_are_measured_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the interpreter: what the figures are is no matter."""
+    pytest.importorskip("triton")
+    gpu = Gpu("A GPU that nobody has")
+    for name, sizes in {"GPU_STEPS": (2,), "GPU_BATCHES": (1,), "GPU_HIDDEN": (16,)}.items():
+        monkeypatch.setattr(choose, name, sizes)
+    here = replace(choose.TARGETS["triton"], device="cpu", machine=lambda: gpu, missing=lambda: None)
+    monkeypatch.setitem(choose.TARGETS, "triton", here)
+    path = tmp_path / "table.json"
+    assert choose.main([*ARGUMENTS, "--backend", "triton", "--mode", "inference", "--out", str(path)]) == 0
+    table = measured.load(path)
+    assert table.machine == gpu and points(path) == 2
+    assert table.kinds.keys() == {"float32 inference D=1", "float32 inference D=1 packed"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_is_nothing_to_measure(capsys: Any) -> None:
+    assert choose.main(["--backend", "triton"]) == 2
+    assert "There is nothing to measure: PyTorch" in capsys.readouterr().err

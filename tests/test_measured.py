@@ -1,4 +1,4 @@
-"""The tables by which ``auto`` chooses between the backends ``cpu`` and ``aten``, and what is read from them."""
+"""The tables by which ``auto`` chooses between a backend and ``aten``, and what is read from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from test_dispatch import SPEC
 import cnnlstm_fast
 from cnnlstm_fast import _native, dispatch
 from cnnlstm_fast.backends import cpu, measured
-from cnnlstm_fast.backends.measured import ISAS, Kind, Machine, Point
+from cnnlstm_fast.backends import triton as triton_backend
+from cnnlstm_fast.backends.measured import ISAS, Gpu, Kind, Machine, Point
 from cnnlstm_fast.canonical import LSTMSpec
 
 KINDS = {
@@ -87,7 +88,7 @@ def test_slow_is_what_is_so_beyond_noise(value: float, noise: float, slow: bool)
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Writes a table in the place of those of the package, for a machine that has two threads and AVX2."""
 
-    def plant(machine: Machine = HERE, **kinds: list[Point]) -> None:
+    def plant(machine: Machine | Gpu = HERE, backend: str = "cpu", **kinds: list[Point]) -> None:
         document = {
             "machine": machine._asdict(),
             "kinds": {
@@ -95,7 +96,9 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
                 for name, points in kinds.items()
             },
         }
-        (tmp_path / f"{machine.isa}-{machine.threads}.json").write_text(json.dumps(document))
+        path = tmp_path / backend / machine.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(document))
         measured.nearest.cache_clear()
 
     monkeypatch.setattr(measured, "TABLES", tmp_path)
@@ -167,8 +170,54 @@ def test_the_nearest_table_has_the_nearest_instructions_and_then_threads(
         (Machine("portable", 64), 1),
         (Machine("avx512_amx", 64), 2),
     ):
-        table = measured.nearest(asked)
+        table = measured.nearest("cpu", asked)
         assert table is not None and table.machine == machines[expected], asked
+
+
+GPU = Gpu("A GPU that nobody has")
+
+
+def on_gpu(T: int, B: int, H: int, **other: object) -> LSTMSpec:
+    return call(T, B, H, device="cuda", **other)
+
+
+@pytest.fixture
+def gpu(planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Plants tables of a GPU, which the backend believes to be there."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: GPU.gpu)
+    return lambda machine=GPU, **kinds: planted(machine, "triton", **kinds)
+
+
+def test_on_a_gpu_the_kernels_are_taken_where_they_were_measured_to_be_faster(
+    gpu: Callable[..., None],
+) -> None:
+    pace = triton_backend.BACKEND.pace
+    gpu(float32_inference_D1=[point(1, 1, 64, 0.5), point(64, 1, 64, 2.0)])
+    assert pace(on_gpu(1, 1, 64)).slow and not pace(on_gpu(64, 1, 64)).slow
+    assert pace(on_gpu(64, 1, 64)).reason.startswith("2.00 times as fast as aten near T=64 B=1")
+    for other in (
+        {"num_layers": 2},  # cuDNN runs layers at the same time: another kind
+        {"packed": True},
+        {"grad": True},
+        {"dtype": torch.bfloat16},
+        {"T": None, "B": None, "tracing": True},
+        {"proj_size": 8},
+    ):
+        unknown = pace(on_gpu(64, 1, 64)._replace(**other))
+        assert unknown.slow and unknown.reason.startswith("nothing is known"), other
+    assert pace(on_gpu(64, 1, 64, lengths=True)) is None, "nothing that aten could do"
+
+
+def test_on_a_gpu_stacks_and_packed_sequences_are_kinds_of_their_own(gpu: Callable[..., None]) -> None:
+    gpu(bfloat16_training_D2_stacked_packed=[point(1, 1, 64, 3.0)])
+    spec = on_gpu(1, 1, 64, num_layers=4, packed=True, grad=True, bidirectional=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert not triton_backend.BACKEND.pace(spec._replace(dtype=dtype)).slow
+
+
+def test_a_table_of_another_gpu_tells_nothing(gpu: Callable[..., None]) -> None:
+    gpu(Gpu("Some other GPU"), float32_inference_D1=[point(1, 1, 64, 9.0)])
+    assert triton_backend.BACKEND.pace(on_gpu(1, 1, 64)).reason.startswith("nothing is known")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"machine": {"isa": "mmx", "threads": 2}, "kinds": {}}'])
@@ -179,18 +228,19 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
         measured.load(path)
 
 
-@pytest.mark.parametrize("path", sorted(measured.TABLES.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(measured.TABLES.rglob("*.json")), ids=lambda path: path.stem)
 def test_the_committed_tables_have_every_kind(path: Path) -> None:
     table = measured.load(path)
-    assert path.stem == f"{table.machine.isa}-{table.machine.threads}"
-    assert table.kinds.keys() == KINDS
+    assert path.name == table.machine.file
+    if path.parent.name == "cpu":
+        assert table.kinds.keys() == KINDS
     for name, kind in table.kinds.items():
         assert kind.made["source"] and len({p[:4] for p in kind.points}) == len(kind.points) > 50, name
         assert all(0 < p.low <= p.ratio <= p.high for p in kind.points), name
 
 
 def test_there_is_a_committed_table() -> None:
-    assert list(measured.TABLES.glob("*.json"))
+    assert list(measured.TABLES.glob("cpu/*.json"))
 
 
 @needs_native

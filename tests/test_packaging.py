@@ -100,8 +100,8 @@ def test_a_wheel_without_libraries_is_pure_and_holds_the_reason(
         notes = json.loads(archive.read("cnnlstm_fast/_build_notes.json"))
     assert not [name for name in names if name.endswith(".so")]
     assert "cnnlstm_fast/operators.schema" in names
-    for table in (PACKAGE / "backends" / "tables").glob("*.json"):
-        assert f"cnnlstm_fast/backends/tables/{table.name}" in names
+    for table in (PACKAGE / "backends" / "tables").rglob("*.json"):
+        assert table.relative_to(PACKAGE.parent).as_posix() in names
     assert notes["native"] is False and notes["native_reason"] == reason
 
 

@@ -3,6 +3,8 @@ have to pass (test_backends.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from helpers import DEVICES, Case, check_case, nan_memory
@@ -12,7 +14,7 @@ pytest.importorskip("triton")
 from cnnlstm_fast.backends import triton as backend
 
 backend.kernels()
-from cnnlstm_fast.kernels import plan, recurrence  # after the folder has been found
+from cnnlstm_fast.kernels import plan, recurrence, sequence  # after the folder has been found
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,3 +52,24 @@ def _nan_memory():
 def test_every_way(case: Case, way: str, dtype: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recurrence, "plan", lambda device, H, *_: PLANS[way](H))
     check_case(case, "triton", DTYPES[dtype], device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("way", PLANS)
+@pytest.mark.parametrize("case", CASES[:-1], ids=str)
+def test_gate_inputs_in_chunks(case: Case, way: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of them at a time: the states go from launch to launch, the end of a sequence lies in any."""
+    seen = []
+    chunks = sequence.Sequence.chunks
+
+    def noted(self: sequence.Sequence, D: int, rows: int) -> Iterator[sequence.Chunk]:
+        for chunk in chunks(self, D, rows):
+            seen.append(chunk)
+            yield chunk
+
+    monkeypatch.setattr(sequence.Sequence, "chunks", noted)
+    monkeypatch.setattr(recurrence, "plan", lambda device, H, *_: PLANS[way](H))
+    D = 2 if case.bidirectional else 1
+    monkeypatch.setattr(recurrence, "MOST_GATE_INPUTS", 2 * case.B * 16 * case.H * D)
+    check_case(case, "triton", torch.float32, device)
+    assert {chunk.end - chunk.begin for chunk in seen} == ({2, 1} if case.T % 2 else {2})

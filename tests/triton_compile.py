@@ -10,6 +10,7 @@ bfloat16 (and a few for float16), forward and backward, with all optional argume
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -48,7 +49,9 @@ INT64 = {"lengths", "offsets"}
 OPTIONAL = {
     "bias_ih", "bias_hh", "cells", "gates", "lengths", "offsets", "reset", "grad_output", "grad_cells",
 }  # fmt: skip
-NUMBERS = ("T", "B", "N", "H", "s_begin", "s_end", "k_begin", "k_end")
+NUMBERS = {
+    "first_row", "first_row_reverse", "M", "T", "B", "N", "H", "s_begin", "s_end", "k_begin", "k_end",
+}  # fmt: skip
 
 
 class Job(NamedTuple):
@@ -96,9 +99,9 @@ def jobs(sm: int) -> list[Job]:
 def source(job: Job) -> ASTSource:
     kernel = KERNELS[job.kernel]
     signature: dict[str, str] = {}
-    constants: dict[str, Any] = {"BLOCK_H": 128, "BLOCK_B": 16}
+    constants: dict[str, Any] = {"BLOCK_H": 128, "BLOCK_B": 16, "MULTIPLE": math.gcd(job.H, 16)}
     if job.plan is not None:
-        constants = {
+        constants |= {
             "BLOCK_H": job.plan.block_h,
             "BLOCK_B": job.plan.block_b,
             "BLOCK_K": power_of_two(job.H),
@@ -117,7 +120,11 @@ def source(job: Job) -> ASTSource:
                 and not (name in ("cells", "gates") and job.kernel == "backward")
             )
             or (name == "offsets" and job.full and job.kernel == "backward")
-            or (name.endswith("_reverse") and (job.directions == 1 or ("bias" in name and not job.full)))
+            or (
+                name.endswith("_reverse")
+                and name not in NUMBERS
+                and (job.directions == 1 or ("bias" in name and not job.full))
+            )
             or (name == "product" and way != "steps")
             or (name == "arrivals" and way != "grid")
         )
@@ -126,8 +133,6 @@ def source(job: Job) -> ASTSource:
             signature[name] = "constexpr"
         elif name in NUMBERS:
             signature[name] = "i32"
-            if name == "H" and job.H % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             element = (
                 "fp32" if name in FLOAT32

@@ -1,14 +1,16 @@
-"""How fast the backend ``cpu`` is beside ``aten``: the tables in ``tables/``, which ``python -m bench.choose`` writes.
+"""How fast a backend is beside ``aten``: the tables in ``tables/``, which ``python -m bench.choose`` writes.
 
-A file holds what one class of machines measured. In it ``kinds`` of calls (dtype, inference or training, directions)
-have points: single layers, with the time of ``aten`` over that of ``cpu``. Between points the logarithm of the ratio is
-interpolated over the logarithms of the sizes; beyond them the outermost point counts.
+A folder for each backend holds files, each of them what one class of machines measured. In it ``kinds`` of calls
+(dtype, inference or training, directions) have points with the time of ``aten`` over that of the backend. Between
+points the logarithm of the ratio is interpolated over the logarithms of the sizes; beyond them the outermost point
+counts.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ import torch
 
 from .. import _native
 from ..canonical import LSTMSpec
+from . import aten
+from .base import Pace
 
 TABLES = Path(__file__).parent / "tables"
 ISAS = ("portable", "avx2", "avx512", "avx512_amx")
@@ -27,13 +31,30 @@ ISAS = ("portable", "avx2", "avx512", "avx512_amx")
 
 
 class Machine(NamedTuple):
-    """A class of machines whose ratios resemble each other."""
+    """A class of CPUs whose ratios resemble each other."""
 
     isa: str  # of ISAS
     threads: int
 
     def __str__(self) -> str:
         return f"{self.isa}, {self.threads} thread{'s' * (self.threads != 1)}"
+
+    @property
+    def file(self) -> str:
+        return f"{self.isa}-{self.threads}.json"
+
+
+class Gpu(NamedTuple):
+    """A kind of GPU. What one measured says nothing of another."""
+
+    gpu: str  # its name
+
+    def __str__(self) -> str:
+        return self.gpu
+
+    @property
+    def file(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-") + ".json"
 
 
 def running() -> Machine:
@@ -49,22 +70,22 @@ def _isa() -> str:
 
 
 class Point(NamedTuple):
-    """A call of one layer as it was measured."""
+    """A call as it was measured."""
 
     T: int
     B: int
     I: int
     H: int
-    cpu_us: float | None  # median times; None where no single time is known
+    ours_us: float | None  # median times; None where no single time is known
     aten_us: float | None
-    ratio: float  # aten / cpu, above 1 cpu is faster: the median over pairs
+    ratio: float  # aten / ours, above 1 ours is faster: the median over pairs
     low: float  # with its interval of 95 %
     high: float
     others: float | None  # cores that other work on the machine used meanwhile
 
 
 SLOW = 0.97
-"""``cpu`` counts as slow where ``aten`` takes less than this share of its time; less of a gain is none in practice."""
+"""A backend is slow where ``aten`` takes less than this share of its time; less of a gain is none in practice."""
 
 
 class Estimate(NamedTuple):
@@ -102,16 +123,41 @@ class Kind:
 
 @dataclass(frozen=True)
 class Table:
-    """What one class of machines measured."""
+    """What one class of machines measured of one backend."""
 
-    machine: Machine
+    machine: Machine | Gpu
     kinds: dict[str, Kind]
 
 
 def kind(spec: LSTMSpec) -> str:
-    """The name of the kind that a call belongs to."""
-    dtype = str(spec.dtype).removeprefix("torch.")
-    return f"{dtype} {'training' if spec.grad else 'inference'} D={spec.directions}"
+    """The name of the kind that a call belongs to. On a CPU a stack costs what its layers do; cuDNN runs layers at
+    the same time, so that stacks are a kind of their own there. float16 costs a GPU what bfloat16 does."""
+    on_gpu = spec.device == "cuda"
+    dtype = torch.bfloat16 if on_gpu and spec.dtype == torch.float16 else spec.dtype
+    mode = "training" if spec.grad else "inference"
+    stacked = on_gpu and spec.num_layers > 1
+    name = f"{str(dtype).removeprefix('torch.')} {mode} D={spec.directions}"
+    return name + " stacked" * stacked + " packed" * spec.packed
+
+
+def pace(spec: LSTMSpec, backend: str, machine: Machine | Gpu) -> Pace | None:
+    """By the tables of measurements; None where they do not tell. They are of whole sequences without a projection: for
+    the others PyTorch has no such kernel. In a traced graph the sizes are unknown."""
+    if spec.T is None or spec.B is None or spec.proj_size or aten.BACKEND.supports(spec) is not None:
+        return None
+    table = nearest(backend, machine)
+    found = None if table is None else table.kinds.get(kind(spec))
+    if table is None or found is None:
+        return None
+    sizes = (spec.T, spec.B, spec.input_size, spec.hidden_size)
+    estimate, near = found.estimate(*sizes), found.closest(*sizes)
+    ratio, slow = estimate.ratio, estimate.slow
+    faster = f"aten is {1 / ratio:.2f} times as fast" if slow else f"{ratio:.2f} times as fast as aten"
+    where = str(table.machine)
+    if table.machine != machine:
+        where += f", the nearest to this machine's {machine}"
+    place = f"T={near.T} B={near.B} I={near.I} H={near.H}"
+    return Pace(slow, f"{faster} near {place} by {found.made['source']} ({where})")
 
 
 def load(path: Path) -> Table:
@@ -122,8 +168,10 @@ def load(path: Path) -> Table:
             name: Kind(found["made"], [Point(*row) for row in found["points"]])
             for name, found in document["kinds"].items()
         }
-        machine = Machine(**document["machine"])
-        ISAS.index(machine.isa)
+        facts = document["machine"]
+        machine = Gpu(**facts) if "gpu" in facts else Machine(**facts)
+        if isinstance(machine, Machine):
+            ISAS.index(machine.isa)
         return Table(machine, kinds)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -132,14 +180,18 @@ def load(path: Path) -> Table:
 
 
 @lru_cache(maxsize=16)
-def nearest(machine: Machine) -> Table | None:
-    """The table of the class nearest to a machine: by the instruction set first, then by the threads."""
+def nearest(backend: str, machine: Machine | Gpu) -> Table | None:
+    """The table of the class nearest to a machine: of CPUs by the instruction set first, then by the threads."""
+    tables = [load(path) for path in sorted((TABLES / backend).glob("*.json"))]
+    if isinstance(machine, Gpu):
+        return next((table for table in tables if table.machine == machine), None)
 
     def distance(table: Table) -> tuple[int, float]:
+        assert isinstance(table.machine, Machine)
         apart = ISAS.index(table.machine.isa) - ISAS.index(machine.isa)
         return abs(apart), abs(math.log2(table.machine.threads / machine.threads))
 
-    return min(map(load, sorted(TABLES.glob("*.json"))), key=distance, default=None)
+    return min(tables, key=distance, default=None)
 
 
 def _place(T: int, B: int, I: int, H: int) -> tuple[float, ...]:

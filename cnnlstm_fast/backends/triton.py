@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..canonical import LSTMSpec
-from . import aten
+from . import aten, measured
 from .base import Backend, Outputs, Pace
 
 OLDEST = 8
@@ -36,12 +36,13 @@ def _supports(spec: LSTMSpec) -> str | None:
 
 
 def _pace(spec: LSTMSpec) -> Pace | None:
-    """No GPU has been measured: where PyTorch's own kernel takes the call, it stays."""
+    """Where nothing was measured, PyTorch's own kernel stays with the calls that it takes."""
     if spec.device == "cpu":
         return Pace(True, "it is interpreted here")
-    if aten.BACKEND.supports(spec) is None:
+    known = measured.pace(spec, "triton", measured.Gpu(torch.cuda.get_device_name()))
+    if known is None and aten.BACKEND.supports(spec) is None:
         return Pace(True, "nothing is known of its speed on this GPU beside aten")
-    return None
+    return known
 
 
 @cache
