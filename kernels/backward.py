@@ -19,31 +19,24 @@ from .cell import cell_backward
 from .steps import (
     active_at,
     barrier,
+    gate_columns,
+    join_gates,
     kept_at,
     lengths_of,
     of_direction,
     rows_of,
+    split_gates,
     time_of,
 )
 
 
 @triton.jit
-def load_rows(base, t, unit, exists, width, batch, length, T, B, offsets):
-    """Columns ``unit`` (BLOCK_H, 1) of the step at time t in rows ``width`` wide, zero where a sequence has no such
-    step: (BLOCK_H, BLOCK_B)."""
+def load_rows(base, t, columns, exists, width, batch, length, T, B, offsets):
+    """Some columns (n, 1) of the step at time t in rows ``width`` wide, zero where a sequence has no such step:
+    (n, BLOCK_B)."""
     active = active_at(t, batch, length, T, B)
     rows = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
-    return tl.load(base + rows[None, :] * width + unit, mask=exists & active[None, :], other=0.0)
-
-
-@triton.jit
-def load_gates(gates, t, unit, exists, H, batch, length, T, B, offsets):
-    """i, f, g, o of the step at time t."""
-    i = load_rows(gates, t, unit, exists, 4 * H, batch, length, T, B, offsets)
-    f = load_rows(gates + H, t, unit, exists, 4 * H, batch, length, T, B, offsets)
-    g = load_rows(gates + 2 * H, t, unit, exists, 4 * H, batch, length, T, B, offsets)
-    o = load_rows(gates + 3 * H, t, unit, exists, 4 * H, batch, length, T, B, offsets)
-    return i, f, g, o
+    return tl.load(base + rows[None, :] * width + columns, mask=exists & active[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "H", "k_begin", "k_end"])
@@ -51,7 +44,7 @@ def backward_kernel(
     gates,  # (D, N, 4H): activated gates
     cells,  # (D, N, H)
     c0,  # (D, B, H)
-    weight_hh,  # (4H, H), of the forward direction
+    weight_hh,  # (4H, W), of the forward direction: W is H rounded up to a multiple of 16, zeros behind H
     weight_hh_reverse,  # like it, None where D = 1
     grad_output,  # (N, D*H), or None
     grad_cells,  # (D, N, H), or None
@@ -77,11 +70,11 @@ def backward_kernel(
     PARTS: tl.constexpr,  # of K, which different warps multiply; for WAY "grid"
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
-    H = tl.multiple_of(H, MULTIPLE)
+    H = H // MULTIPLE * MULTIPLE  # which the compiler reads as a promise
     unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]  # (BLOCK_H, 1)
     batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
-    k = tl.arange(0, BLOCK_K)
+    columns, column_exists = gate_columns(unit_block, H, BLOCK_H)
     length = lengths_of(batch, T, B, lengths)
     D = tl.num_programs(2)
     N = tl.cast(N, tl.int64)
@@ -91,27 +84,28 @@ def backward_kernel(
     own = exists & (batch < B)[None, :]
     lane = tl.cast(direction, tl.int64) * B + batch  # of a state: (BLOCK_B,)
     state_at = lane[None, :] * H + unit
+    w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
+    if WAY == "block":
+        # W_hh^T: (BLOCK_H, 4*BLOCK_K), gate by gate
+        j = tl.arange(0, 4 * BLOCK_K)
+        p = tl.zeros((4 * BLOCK_H, BLOCK_B), dtype)  # gate gradients of the step taken before
+    if WAY == "grid":
+        # (PARTS, BLOCK_H, 4*BLOCK_K / PARTS): a product of so few rows is shared out to the warps along K
+        part: tl.constexpr = 4 * BLOCK_K // PARTS
+        j = tl.arange(0, PARTS)[:, None] * part + tl.arange(0, part)[None, :]
+    if WAY != "steps":
+        k = j % BLOCK_K
+        gate_row = (j // BLOCK_K) * H + k  # in 4H
+        W = tl.cdiv(H, 16) * 16
+        if WAY == "block":
+            w = tl.load(w_hh + gate_row[None, :] * W + unit, mask=(unit < W) & (k < H)[None, :], other=0.0)
+        else:
+            at = gate_row[:, None, :] * W + unit[None]
+            w = tl.load(w_hh + at, mask=(unit < W)[None] & (k < H)[:, None, :], other=0.0)
+
     dh = tl.load(grad_h + state_at, mask=own, other=0.0)
     dc = tl.load(grad_c + state_at, mask=own, other=0.0)
     c_first = tl.load(c0 + state_at, mask=own, other=0.0).to(tl.float32)
-    w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
-    # W_hh^T, a matrix for each gate
-    if WAY == "block":
-        at = k[None, :] * H + unit  # (BLOCK_H, BLOCK_K)
-        held = exists & (k < H)[None, :]
-        p_i = tl.zeros((BLOCK_H, BLOCK_B), dtype)  # gate gradients of the step taken before
-        p_f, p_g, p_o = p_i, p_i, p_i
-    if WAY == "grid":
-        # (PARTS, BLOCK_H, BLOCK_K / PARTS): a product of so few rows is shared out to the warps along K
-        part: tl.constexpr = BLOCK_K // PARTS
-        k = tl.arange(0, PARTS)[:, None] * part + tl.arange(0, part)[None, :]
-        at = k[:, None, :] * H + unit[None]
-        held = exists[None] & (k < H)[:, None, :]
-    if WAY != "steps":
-        w_i = tl.load(w_hh + at, mask=held, other=0.0)
-        w_f = tl.load(w_hh + H * H + at, mask=held, other=0.0)
-        w_g = tl.load(w_hh + 2 * H * H + at, mask=held, other=0.0)
-        w_o = tl.load(w_hh + 3 * H * H + at, mask=held, other=0.0)
 
     gates += direction * N * (4 * H)
     cells += direction * N * H
@@ -123,7 +117,9 @@ def backward_kernel(
 
     t = time_of(T - 1 - k_begin, direction, T)
     c = load_rows(cells, t, unit, exists, H, batch, length, T, B, offsets).to(tl.float32)
-    i_next, f_next, g_next, o_next = load_gates(gates, t, unit, exists, H, batch, length, T, B, offsets)
+    gates_next = load_rows(
+        gates, t, columns[:, None], column_exists[:, None], 4 * H, batch, length, T, B, offsets
+    )
     # one stage: no load of a step may start before the barrier of the step before
     for n in tl.range(k_begin, k_end, num_stages=1):
         s = T - 1 - n  # -1 in the last turn, in which no sequence is active
@@ -132,10 +128,10 @@ def backward_kernel(
         t_after = time_of(s + 1, direction, T)
         active = active_at(t, batch, length, T, B)
         kept = kept_at(t, batch, active, B, reset)
-        i, f, g, o = i_next, f_next, g_next, o_next
+        i, f, g, o = split_gates(gates_next.to(tl.float32))
         t_next = tl.where(n + 1 < k_end, t_before, T)
-        i_next, f_next, g_next, o_next = load_gates(
-            gates, t_next, unit, exists, H, batch, length, T, B, offsets
+        gates_next = load_rows(
+            gates, t_next, columns[:, None], column_exists[:, None], 4 * H, batch, length, T, B, offsets
         )
         c_before = load_rows(cells, t_before, unit, exists, H, batch, length, T, B, offsets).to(tl.float32)
         d_out = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
@@ -147,19 +143,16 @@ def backward_kernel(
         passed = kept_at(t_after, batch, ran, B, reset)
         if WAY == "grid":
             rows = rows_of(tl.maximum(tl.minimum(t_after, T - 1), 0), batch, B, offsets)
-            source = gate_gradients + rows[None, None, :] * (4 * H) + k[:, :, None]
-            there = (k < H)[:, :, None] & ran[None, None, :]
-            p_i = tl.load(source, mask=there, other=0.0, cache_modifier=".cg")
-            p_f = tl.load(source + H, mask=there, other=0.0, cache_modifier=".cg")
-            p_g = tl.load(source + 2 * H, mask=there, other=0.0, cache_modifier=".cg")
-            p_o = tl.load(source + 3 * H, mask=there, other=0.0, cache_modifier=".cg")
+            p = tl.load(
+                gate_gradients + rows[None, None, :] * (4 * H) + gate_row[:, :, None],
+                mask=(k < H)[:, :, None] & ran[None, None, :],
+                other=0.0,
+                cache_modifier=".cg",
+            )
         if WAY == "steps":
             recurrent = tl.load(product + state_at, mask=own & passed[None, :], other=0.0)
         else:
-            recurrent = tl.dot(w_i, p_i, input_precision=PRECISION)
-            recurrent = tl.dot(w_f, p_f, recurrent, input_precision=PRECISION)
-            recurrent = tl.dot(w_g, p_g, recurrent, input_precision=PRECISION)
-            recurrent = tl.dot(w_o, p_o, recurrent, input_precision=PRECISION)
+            recurrent = tl.dot(w, p, input_precision=PRECISION)
             if WAY == "grid":
                 recurrent = tl.sum(recurrent, axis=0)
         recurrent = tl.where(passed[None, :], recurrent, 0.0)
@@ -171,10 +164,10 @@ def backward_kernel(
         if grad_cells is not None:
             d_c += load_rows(grad_cells, t, unit, exists, H, batch, length, T, B, offsets)
         d_i, d_f, d_g, d_o, d_c = cell_backward(
-            i.to(tl.float32),
-            f.to(tl.float32),
-            g.to(tl.float32),
-            o.to(tl.float32),
+            i,
+            f,
+            g,
+            o,
             c,
             tl.where(kept[None, :], c_prev, 0.0),
             dh + d_out,
@@ -183,20 +176,17 @@ def backward_kernel(
         dc = tl.where(active[None, :], tl.where(kept[None, :], d_c, 0.0), dc)
         c = c_prev
 
-        d_i = tl.where(active[None, :], d_i, 0.0).to(dtype)
-        d_f = tl.where(active[None, :], d_f, 0.0).to(dtype)
-        d_g = tl.where(active[None, :], d_g, 0.0).to(dtype)
-        d_o = tl.where(active[None, :], d_o, 0.0).to(dtype)
+        found = tl.where(active[None, :], join_gates(d_i, d_f, d_g, d_o), 0.0).to(dtype)
         # packed rows exist only where a sequence has a step
         row = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
         written = ((batch < B) & (n < T)) if offsets is None else active
-        to = gate_gradients + row[None, :] * (4 * H) + unit
-        tl.store(to, d_i, mask=exists & written[None, :])
-        tl.store(to + H, d_f, mask=exists & written[None, :])
-        tl.store(to + 2 * H, d_g, mask=exists & written[None, :])
-        tl.store(to + 3 * H, d_o, mask=exists & written[None, :])
+        tl.store(
+            gate_gradients + row[None, :] * (4 * H) + columns[:, None],
+            found,
+            mask=column_exists[:, None] & written[None, :],
+        )
         if WAY == "block":
-            p_i, p_f, p_g, p_o = d_i, d_f, d_g, d_o
+            p = found
         if WAY == "grid":
             if n + 1 < k_end:
                 programs = tl.num_programs(0)

@@ -19,6 +19,7 @@ from .cell import cell
 from .steps import (
     active_at,
     barrier,
+    gate_columns,
     kept_at,
     lengths_of,
     of_direction,
@@ -26,14 +27,6 @@ from .steps import (
     split_gates,
     time_of,
 )
-
-
-@triton.jit
-def gate_columns(unit_block, H, BLOCK_H: tl.constexpr):
-    """Where the block's four gates of each unit stand in 4H, and whether the unit exists: (4*BLOCK_H,)."""
-    row = tl.arange(0, 4 * BLOCK_H)
-    unit = unit_block * BLOCK_H + row % BLOCK_H
-    return (row // BLOCK_H) * H + unit, unit < H
 
 
 @triton.jit
@@ -51,7 +44,7 @@ def load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, of
 @triton.jit(do_not_specialize=["first_row", "first_row_reverse", "M", "T", "B", "N", "H", "s_begin", "s_end"])
 def forward_kernel(
     gate_inputs,  # (D, M, 4H) float32: W_ih x of the rows from first_row on
-    weight_hh,  # (4H, H), of the forward direction
+    weight_hh,  # (4H, W), of the forward direction: W is H rounded up to a multiple of 16, zeros behind H
     weight_hh_reverse,  # like it, None where D = 1
     bias_ih,  # (4H,), None where there are no biases
     bias_hh,
@@ -82,13 +75,13 @@ def forward_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # H rounded up to a power of two
     WAY: tl.constexpr,
+    CHAINS: tl.constexpr,  # parts of BLOCK_K whose products do not wait for each other
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
-    H = tl.multiple_of(H, MULTIPLE)
+    H = H // MULTIPLE * MULTIPLE  # which the compiler reads as a promise
     unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)
     batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
-    k = tl.arange(0, BLOCK_K)
     columns, exists = gate_columns(unit_block, H, BLOCK_H)
     length = lengths_of(batch, T, B, lengths)
     D = tl.num_programs(2)
@@ -98,19 +91,24 @@ def forward_kernel(
     own = (unit < H)[:, None] & (batch < B)[None, :]
     lane = tl.cast(direction, tl.int64) * B + batch  # of a state: (BLOCK_B,)
     state_at = lane[None, :] * H + unit[:, None]
+
+    if WAY != "steps":
+        W = tl.cdiv(H, 16) * 16
+        w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
+        part: tl.constexpr = BLOCK_K // CHAINS
+        k = tl.arange(0, part)
+        source = w_hh + columns[:, None] * W + k[None, :]
+        w = ()
+        for q in tl.static_range(CHAINS):
+            held = exists[:, None] & (k < W - q * part)[None, :]
+            w += (tl.load(source + q * part, mask=held, other=0.0),)
+
     h = tl.load(h0 + state_at, mask=own, other=0.0)
     c = tl.load(c_state + state_at, mask=own, other=0.0)
     bias = tl.zeros((4 * BLOCK_H,), tl.float32)
     if bias_ih is not None:
         bias += tl.load(of_direction(direction, bias_ih, bias_ih_reverse) + columns, mask=exists, other=0.0)
         bias += tl.load(of_direction(direction, bias_hh, bias_hh_reverse) + columns, mask=exists, other=0.0)
-    if WAY != "steps":
-        w = tl.load(
-            of_direction(direction, weight_hh, weight_hh_reverse) + columns[:, None] * H + k[None, :],
-            mask=exists[:, None] & (k < H)[None, :],
-            other=0.0,
-        )
-
     first_row = tl.where(direction == 0, first_row, first_row_reverse)
     gate_inputs += (direction * tl.cast(M, tl.int64) - first_row) * (4 * H)
     t = time_of(s_begin, direction, T)
@@ -131,22 +129,25 @@ def forward_kernel(
             recurrent = tl.load(product + at, mask=exists[:, None] & kept[None, :], other=0.0)
         else:
             if WAY == "block":
-                operand = tl.where(kept[None, :], h, 0.0).to(dtype)
+                recurrent = tl.dot(w[0], tl.where(kept[None, :], h, 0.0).to(dtype), input_precision=PRECISION)
             else:
                 going = active_at(t_prev, batch, length, T, B)
                 before = (
                     rows_of(tl.maximum(tl.minimum(t_prev, T - 1), 0), batch, B, offsets) * (D * H)
                     + direction * H
                 )
-                first = lane[None, :] * H + k[:, None]
-                operand = tl.load(
-                    tl.where(going[None, :], output + before[None, :] + k[:, None], h0 + first),
-                    mask=(k < H)[:, None] & kept[None, :],
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-            recurrent = tl.dot(w, operand, input_precision=PRECISION)
-        i, f, g, o = split_gates(tl.reshape(x + bias[:, None] + recurrent, (4, BLOCK_H, BLOCK_B)))
+                passed = (tl.where(going, output, h0) + tl.where(going, before, lane * H))[None, :]
+                # a zero that the compiler does not know: it would chain products that begin with one that it knows
+                zero = tl.zeros((4 * BLOCK_H, BLOCK_B), tl.float32) + direction // 2
+                h_parts = ()
+                for q in tl.static_range(CHAINS):
+                    k = q * part + tl.arange(0, part)
+                    mask = (k < H)[:, None] & kept[None, :]
+                    h_parts += (tl.load(passed + k[:, None], mask=mask, other=0.0, cache_modifier=".cg"),)
+                recurrent = zero
+                for q in tl.static_range(CHAINS):
+                    recurrent += tl.dot(w[q], h_parts[q], zero, input_precision=PRECISION)
+        i, f, g, o = split_gates(x + bias[:, None] + recurrent)
         i, f, g, o, c_new, h_new = cell(i, f, g, o, tl.where(kept[None, :], c, 0.0))
 
         h_new = h_new.to(dtype)

@@ -32,7 +32,13 @@ class Plan(NamedTuple):
     way: str  # block, grid or steps
     block_h: int
     block_b: int
-    num_warps: int
+    forward_warps: int
+    backward_warps: int
+
+    def chains(self, H: int) -> int:
+        """So many sums of a step's product of the forward pass run beside each other. One alone would be a chain of
+        products that wait for each other."""
+        return min(4, max(1, power_of_two(H) // 128)) if self.way == "grid" else 1
 
     def programs(self, H: int, B: int, D: int) -> tuple[int, int, int]:
         return -(-H // self.block_h), -(-B // self.block_b), D
@@ -64,20 +70,26 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
     """
     K = power_of_two(H)
     if device is INTERPRETER:
-        return [Plan("block", K, 64, 4)]
+        return [Plan("block", K, 64, 4, 4)]
     found = []
     weights = 4 * K * K * number
-    if weights <= 128 * KB and weights + 24 * KB <= device.shared:
-        found.append(Plan("block", K, 8, 8 if K >= 128 or K * number >= 256 else 4))
+    if weights <= (96 if number == 8 else 128) * KB and weights + 24 * KB <= device.shared:
+        warps = 8 if K >= 128 or K * number >= 256 else 4
+        found.append(Plan("block", K, 8, warps, warps))
     room = min(device.shared, (96 if number == 8 else 192) * KB)
     for block_b in (8, 16) if number == 2 else (8,):
-        made = Plan("grid", 16, block_b, 8 if K >= 128 else 4)
-        blocks, tiles, _ = made.programs(H, B, D)
         weights, state = 4 * 16 * K * number, K * block_b * number
-        # the backward pass takes in the gradients of all four gates
-        if blocks * tiles * D <= device.processors and weights + 4 * state <= room:
+        warps = 8 if K >= 128 else 4
+        # four forward, one for every 16 rows of the four gates: more would compute the same numbers twice, but are
+        # needed to load many weights
+        few = weights <= (64 if number == 2 else 32) * KB
+        made = Plan("grid", 16, block_b, 4 if few else warps, warps)
+        blocks, tiles, _ = made.programs(H, B, D)
+        # the backward pass takes in the gradients of all four gates, an odd H one number at a time
+        fits = weights + 4 * state <= room and (H % 2 == 0 or K < 1024)
+        if blocks * tiles * D <= device.processors and fits:
             found.append(made)
-    return [*found, Plan("steps", 16, 32, 4)]
+    return [*found, Plan("steps", 16, 32, 4, 8 if H % 2 else 4)]
 
 
 @lru_cache(maxsize=4096)

@@ -66,7 +66,7 @@ def forward(
     c_state = c0.to(torch.float32, copy=True)
     h_n = h0.clone()
     fixed = dict(
-        **_by_direction("weight_hh", weights.w_hh),
+        **_by_direction("weight_hh", [_aligned(w) for w in weights.w_hh]),
         **_by_direction("bias_ih", weights.b_ih),
         **_by_direction("bias_hh", weights.b_hh),
         c_state=c_state,
@@ -74,6 +74,8 @@ def forward(
         output=output,
         cells=saved.cells,
         gates=saved.gates,
+        CHAINS=chosen.chains(H),
+        num_warps=chosen.forward_warps,
         **_common(at, H, chosen, h0.dtype),
     )
     launch = forward_kernel[chosen.programs(H, B, D)]
@@ -129,13 +131,14 @@ def backward(
         gates=saved.gates,
         cells=saved.cells,
         c0=c0,
-        **_by_direction("weight_hh", weights.w_hh),
+        **_by_direction("weight_hh", [_aligned(w) for w in weights.w_hh]),
         grad_output=grad_output,
         grad_cells=grad_cells,
         grad_h=grad_h,
         grad_c=grad_c,
         gate_gradients=found,
-        PARTS=chosen.num_warps,
+        PARTS=chosen.backward_warps,
+        num_warps=chosen.backward_warps,
         **_common(at, H, chosen, c0.dtype),
     )
     launch = backward_kernel[chosen.programs(H, B, D)]
@@ -188,6 +191,11 @@ def _plan(like: Tensor, H: int, B: int, D: int) -> tuple[Plan, Device]:
     return plan(device, H, B, D, size(like.dtype)), device
 
 
+def _aligned(w: Tensor) -> Tensor:
+    """(n, H) -> (n, W), zeros behind H: rows that begin where wide loads can."""
+    return torch.nn.functional.pad(w, (0, -w.size(1) % 16)) if w.size(1) % 16 else w
+
+
 def _by_direction(name: str, values: list[Any], absent: Any = None) -> dict[str, Any]:
     return {name: values[0], f"{name}_reverse": values[1] if len(values) == 2 else absent}
 
@@ -207,7 +215,6 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
         BLOCK_K=power_of_two(H),
         WAY=chosen.way,
         PRECISION=products(dtype),
-        num_warps=chosen.num_warps,
         maxnreg=MOST_REGISTERS,
     )
 

@@ -63,13 +63,28 @@ def of_direction(direction, forward, reverse):
 
 
 @triton.jit
+def gate_columns(unit_block, H, BLOCK_H: tl.constexpr):
+    """Where the block's four gates of each unit stand in 4H, and whether the unit exists: (4*BLOCK_H,)."""
+    row = tl.arange(0, 4 * BLOCK_H)
+    unit = unit_block * BLOCK_H + row % BLOCK_H
+    return (row // BLOCK_H) * H + unit, unit < H
+
+
+@triton.jit
 def split_gates(block):
-    """(4, BLOCK_H, BLOCK_B) -> i, f, g, o of (BLOCK_H, BLOCK_B)."""
-    pairs = tl.permute(tl.reshape(block, (2, 2, block.shape[1], block.shape[2])), (2, 3, 1, 0))
+    """(4*BLOCK_H, BLOCK_B) -> i, f, g, o of (BLOCK_H, BLOCK_B)."""
+    pairs = tl.permute(tl.reshape(block, (2, 2, block.shape[0] // 4, block.shape[1])), (2, 3, 1, 0))
     i_f, g_o = tl.split(pairs)
     i, f = tl.split(i_f)
     g, o = tl.split(g_o)
     return i, f, g, o
+
+
+@triton.jit
+def join_gates(i, f, g, o):
+    """i, f, g, o of (BLOCK_H, BLOCK_B) -> (4*BLOCK_H, BLOCK_B)."""
+    pairs = tl.permute(tl.join(tl.join(i, f), tl.join(g, o)), (3, 2, 0, 1))
+    return tl.reshape(pairs, (4 * i.shape[0], i.shape[1]))
 
 
 @triton.jit

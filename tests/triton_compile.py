@@ -49,6 +49,7 @@ INT64 = {"lengths", "offsets"}
 OPTIONAL = {
     "bias_ih", "bias_hh", "cells", "gates", "lengths", "offsets", "reset", "grad_output", "grad_cells",
 }  # fmt: skip
+HIDDEN = (1, 8, 24, 48, 50, 64, 96, 100, 128, 200, 256, 300, 400, 512, 1001, 1024, 1536, 2048, 4096)
 NUMBERS = {
     "first_row", "first_row_reverse", "M", "T", "B", "N", "H", "s_begin", "s_end", "k_begin", "k_end",
 }  # fmt: skip
@@ -70,7 +71,7 @@ def jobs(sm: int) -> list[Job]:
     gpu = GPUS[sm]
     kinds = (("fp32", "tf32", 4), ("fp32", "tf32x3", 8), ("bf16", "tf32", 2), ("fp16", "tf32", 2))
     for dtype, precision, number in kinds:
-        for H in (8, 24, 48, 64, 96, 128, 200, 256, 400, 512, 1024, 1536, 2048, 4096):
+        for H in HIDDEN:
             for B in (1, 32, 64, 1024):
                 for D in (1, 2):
                     made = planning.plan(gpu, H, B, D, number)
@@ -85,6 +86,7 @@ def jobs(sm: int) -> list[Job]:
                                 precision,
                                 made,
                                 made.way == "steps" or power_of_two(H),
+                                math.gcd(H, 16),
                                 full,
                             )
                             found.setdefault(key, job)
@@ -108,8 +110,10 @@ def source(job: Job) -> ASTSource:
             "WAY": job.plan.way,
             "PRECISION": job.precision,
         }
-    if job.kernel == "backward":
-        constants["PARTS"] = job.plan.num_warps
+        if job.kernel == "forward":
+            constants["CHAINS"] = job.plan.chains(job.H)
+        else:
+            constants["PARTS"] = job.plan.backward_warps
     attributes = {}
     way = "" if job.plan is None else job.plan.way
     for index, name in enumerate(kernel.arg_names):
@@ -149,7 +153,8 @@ def source(job: Job) -> ASTSource:
 def compiled(job: Job) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if job.plan is not None:
-        options = {"num_warps": job.plan.num_warps, "maxnreg": MOST_REGISTERS}
+        warps = job.plan.forward_warps if job.kernel == "forward" else job.plan.backward_warps
+        options = {"num_warps": warps, "maxnreg": MOST_REGISTERS}
         options["launch_cooperative_grid"] = job.plan.way == "grid"
     result: dict[str, Any] = job._asdict() | {"plan": job.plan, "most_shared": GPUS[job.sm].shared}
     try:
