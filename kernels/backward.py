@@ -105,7 +105,6 @@ def backward_kernel(
 
     dh = tl.load(grad_h + state_at, mask=own, other=0.0)
     dc = tl.load(grad_c + state_at, mask=own, other=0.0)
-    c_first = tl.load(c0 + state_at, mask=own, other=0.0).to(tl.float32)
 
     gates += direction * N * (4 * H)
     cells += direction * N * H
@@ -133,7 +132,11 @@ def backward_kernel(
         gates_next = load_rows(
             gates, t_next, columns[:, None], column_exists[:, None], 4 * H, batch, length, T, B, offsets
         )
-        c_before = load_rows(cells, t_before, unit, exists, H, batch, length, T, B, offsets).to(tl.float32)
+        # the state that enters: of the step before, or the first of all
+        started = active_at(t_before, batch, length, T, B)
+        before = rows_of(tl.maximum(tl.minimum(t_before, T - 1), 0), batch, B, offsets)
+        c_source = tl.where(started, cells, c0) + tl.where(started, before, lane) * H
+        c_prev = tl.load(c_source[None, :] + unit, mask=own, other=0.0).to(tl.float32)
         d_out = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
         if grad_output is not None:
             d_out += load_rows(grad_output, t, unit, exists, D * H, batch, length, T, B, offsets)
@@ -158,8 +161,6 @@ def backward_kernel(
         recurrent = tl.where(passed[None, :], recurrent, 0.0)
         dh = tl.where(ran[None, :], recurrent, dh)
 
-        started = active_at(t_before, batch, length, T, B)
-        c_prev = tl.where(started[None, :], c_before, c_first)
         d_c = dc
         if grad_cells is not None:
             d_c += load_rows(grad_cells, t, unit, exists, H, batch, length, T, B, offsets)
@@ -192,5 +193,8 @@ def backward_kernel(
                 programs = tl.num_programs(0)
                 barrier(arrivals + direction * tl.num_programs(1) + tile, (n + 1 - k_begin) * programs)
 
+    # not the expression of before the loop: the compiler would keep its addresses in registers, which are few
+    lane = tl.cast(direction, tl.int64) * B + tl.where(k_begin < k_end, batch, 0)
+    state_at = lane[None, :] * H + unit
     tl.store(grad_h + state_at, dh, mask=own)
     tl.store(grad_c + state_at, dc, mask=own)

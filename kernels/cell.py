@@ -13,20 +13,16 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(x):
-    e = tl.exp(-tl.abs(x))  # of a number that is not positive: never overflows
-    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+    return 1.0 / (1.0 + tl.exp(-x))  # where exp overflows, 1 / inf is the limit
 
 
 @triton.jit
 def tanh(x):
-    a = tl.abs(x)
-    e = tl.exp(-2.0 * a)
-    y = (1.0 - e) / (1.0 + e)
-    # 1 - e loses digits near zero; there the Taylor series up to x^9, whose next term is below 1e-8 of the sum
-    q = a * a
-    series = a * (1.0 + q * (-1.0 / 3 + q * (2.0 / 15 + q * (-17.0 / 315 + q * (62.0 / 2835)))))
-    y = tl.where(a < 0.25, series, y)
-    return tl.where(x < 0, -y, y)
+    y = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))  # 1 and -1 where exp is inf and 0
+    # the difference loses digits near zero; there the Taylor series up to x^9, whose next term is below 1e-8 of the sum
+    q = x * x
+    series = x * (1.0 + q * (-1.0 / 3 + q * (2.0 / 15 + q * (-17.0 / 315 + q * (62.0 / 2835)))))
+    return tl.where(q < 0.0625, series, y)
 
 
 @triton.jit

@@ -80,10 +80,10 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
     for block_b in (8, 16) if number == 2 else (8,):
         weights, state = 4 * 16 * K * number, K * block_b * number
         warps = 8 if K >= 128 else 4
-        # four forward, one for every 16 rows of the four gates: more would compute the same numbers twice, but are
+        # forward one for every 16 x 8 numbers of the four gates: more would compute the same numbers twice, but are
         # needed to load many weights
         few = weights <= (64 if number == 2 else 32) * KB
-        made = Plan("grid", 16, block_b, 4 if few else warps, warps)
+        made = Plan("grid", 16, block_b, block_b // 2 if few else warps, warps)
         blocks, tiles, _ = made.programs(H, B, D)
         # the backward pass takes in the gradients of all four gates, an odd H one number at a time
         fits = weights + 4 * state <= room and (H % 2 == 0 or K < 1024)

@@ -190,7 +190,7 @@ class _Launches:
     ids=str,
 )
 def test_programs_that_wait_for_each_other(case: Case, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recurrence, "plan", lambda *_: plan.Plan("grid", 16, 16, 4))
+    monkeypatch.setattr(recurrence, "plan", lambda *_: plan.Plan("grid", 16, 16, 4, 4))
     with nan_memory():
         check_case(case, "triton", torch.float32)
     assert turns.switches > 100

@@ -53,7 +53,7 @@ def test_the_way_by_size() -> None:
 
     assert [way(H, 8) for H in (16, 64, 128, 256, 1024, 4096)] == ["block"] * 3 + ["grid"] * 2 + ["steps"]
     assert [way(512, B) for B in (1, 16, 64, 1024)] == ["grid", "grid", "grid", "steps"]
-    assert [way(64, 8, number) for number in (2, 4, 8)] == ["block"] * 3
+    assert [way(64, 8, number) for number in (2, 4, 8)] == ["block", "block", "grid"]
     assert [way(128, 8, number) for number in (2, 4, 8)] == ["block", "grid", "grid"]
 
 
@@ -81,7 +81,7 @@ def test_the_fastest_is_kept_and_taken_from_the_next_process_on(tmp_path: Path) 
 def test_a_plan_that_does_not_fit_any_more_is_not_taken() -> None:
     path = planning.cached(GPU.name)
     path.parent.mkdir(parents=True)
-    wrong = Plan("grid", 64, 64, 4)
+    wrong = Plan("grid", 64, 64, 4, 4)
     path.write_text(json.dumps({"plans": {planning.key(256, 8, 1, 2): wrong}}))
     assert planning.plan(GPU, 256, 8, 1, 2) in planning.candidates(GPU, 256, 8, 1, 2)
 
