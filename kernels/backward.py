@@ -5,6 +5,7 @@ needs the gradient of h_s, to which step s+1 adds W_hh^T times its gate gradient
 
     "block": they never leave the program;
     "grid": the programs of a batch tile exchange them through ``gate_gradients``, with a barrier after every step;
+    "stream": the same, and every step reads the weights anew;
     "steps": the product is handed over in ``product``.
 
 ``kernels/README.md`` derives the formulas.
@@ -17,8 +18,9 @@ import triton.language as tl
 
 from .cell import cell_backward
 from .steps import (
+    STAGES,
     active_at,
-    barrier,
+    arrive,
     gate_columns,
     join_gates,
     kept_at,
@@ -27,6 +29,7 @@ from .steps import (
     rows_of,
     split_gates,
     time_of,
+    wait,
 )
 
 
@@ -37,6 +40,14 @@ def load_rows(base, t, columns, exists, width, batch, length, T, B, offsets):
     active = active_at(t, batch, length, T, B)
     rows = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
     return tl.load(base + rows[None, :] * width + columns, mask=exists & active[None, :], other=0.0)
+
+
+@triton.jit
+def add_product(sum, w, held, p, there, PRECISION: tl.constexpr):
+    """sum (n, m) + what lies at w (n, k) times what lies at p (k, m), which other programs have written."""
+    w_part = tl.load(w, mask=held, other=0.0)
+    p_part = tl.load(p, mask=there, other=0.0, cache_modifier=".cg")
+    return tl.dot(w_part, p_part, sum, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "H", "k_begin", "k_end"])
@@ -53,9 +64,9 @@ def backward_kernel(
     gate_gradients,  # (D, N, 4H): written, zero where a sequence has ended
     lengths,  # (B,) int64, or None
     offsets,  # (T,) int64: first row of a packed sequence's steps, or None
-    reset,  # (T, B) uint8, or None
+    reset,  # (T, B) int32, or None
     product,  # (D, B, H) float32: gate gradients of the step before times W_hh, for WAY "steps"
-    arrivals,  # (D, tiles) int32, zeros: for WAY "grid"
+    arrivals,  # (D, tiles) int32, zeros: for WAY "grid" and "stream"
     T,
     B,
     N,
@@ -65,7 +76,7 @@ def backward_kernel(
     MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # H rounded up to a power of two
+    BLOCK_K: tl.constexpr,  # H rounded up to a power of two; for WAY "stream" what is multiplied at once
     WAY: tl.constexpr,
     PARTS: tl.constexpr,  # of K, which different warps multiply; for WAY "grid"
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
@@ -93,10 +104,10 @@ def backward_kernel(
         # (PARTS, BLOCK_H, 4*BLOCK_K / PARTS): a product of so few rows is shared out to the warps along K
         part: tl.constexpr = 4 * BLOCK_K // PARTS
         j = tl.arange(0, PARTS)[:, None] * part + tl.arange(0, part)[None, :]
-    if WAY != "steps":
+    W = tl.cdiv(H, 16) * 16
+    if WAY == "block" or WAY == "grid":
         k = j % BLOCK_K
         gate_row = (j // BLOCK_K) * H + k  # in 4H
-        W = tl.cdiv(H, 16) * 16
         if WAY == "block":
             w = tl.load(w_hh + gate_row[None, :] * W + unit, mask=(unit < W) & (k < H)[None, :], other=0.0)
         else:
@@ -144,16 +155,29 @@ def backward_kernel(
         # the gradient of h_s: through step s+1 where the sequence has one, else as it came
         ran = active_at(t_after, batch, length, T, B)
         passed = kept_at(t_after, batch, ran, B, reset)
-        if WAY == "grid":
+        if WAY == "grid" or WAY == "stream":
             rows = rows_of(tl.maximum(tl.minimum(t_after, T - 1), 0), batch, B, offsets)
+            source = gate_gradients + rows[None, :] * (4 * H)
+        if WAY == "grid":
             p = tl.load(
-                gate_gradients + rows[None, None, :] * (4 * H) + gate_row[:, :, None],
+                source[None] + gate_row[:, :, None],
                 mask=(k < H)[:, :, None] & ran[None, None, :],
                 other=0.0,
                 cache_modifier=".cg",
             )
         if WAY == "steps":
             recurrent = tl.load(product + state_at, mask=own & passed[None, :], other=0.0)
+        elif WAY == "stream":
+            # two sums, of i and f and of g and o: one alone would be a chain of products twice as long
+            sum_if = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+            sum_go = sum_if
+            for begin in tl.range(0, 2 * H, BLOCK_K, num_stages=STAGES):
+                row = begin + tl.arange(0, BLOCK_K)
+                w_part, held = w_hh + row[None, :] * W + unit, (unit < W) & (row < 2 * H)[None, :]
+                p_part, there = source + row[:, None], (row < 2 * H)[:, None] & ran[None, :]
+                sum_if = add_product(sum_if, w_part, held, p_part, there, PRECISION)
+                sum_go = add_product(sum_go, w_part + 2 * H * W, held, p_part + 2 * H, there, PRECISION)
+            recurrent = sum_if + sum_go
         else:
             recurrent = tl.dot(w, p, input_precision=PRECISION)
             if WAY == "grid":
@@ -188,10 +212,11 @@ def backward_kernel(
         )
         if WAY == "block":
             p = found
-        if WAY == "grid":
+        if WAY == "grid" or WAY == "stream":
             if n + 1 < k_end:
-                programs = tl.num_programs(0)
-                barrier(arrivals + direction * tl.num_programs(1) + tile, (n + 1 - k_begin) * programs)
+                counter = arrivals + direction * tl.num_programs(1) + tile
+                arrive(counter)
+                wait(counter, (n + 1 - k_begin) * tl.num_programs(0))
 
     # not the expression of before the loop: the compiler would keep its addresses in registers, which are few
     lane = tl.cast(direction, tl.int64) * B + tl.where(k_begin < k_end, batch, 0)

@@ -18,7 +18,7 @@ def entering_kernel(
     entering,  # (D, N, H): written; zero where the state is reset and where a sequence has ended
     lengths,  # (B,) int64, or None
     offsets,  # (T,) int64: first row of a packed sequence's steps, or None
-    reset,  # (T, B) uint8, or None
+    reset,  # (T, B) int32, or None
     T,
     B,
     N,

@@ -7,6 +7,7 @@ first axis and sequences on the last: the weights are the left factor of the pro
 Ways to get the recurrent product, the constexpr WAY:
     "block": one program has all units of its sequences, and h never leaves it;
     "grid": the programs of a batch tile exchange h through ``output``, with a barrier after every step;
+    "stream": the same, and the weights are too many to be held: every step reads them anew;
     "steps": it is handed over in ``product``; a launch is one step.
 """
 
@@ -17,8 +18,9 @@ import triton.language as tl
 
 from .cell import cell
 from .steps import (
+    STAGES,
     active_at,
-    barrier,
+    arrive,
     gate_columns,
     kept_at,
     lengths_of,
@@ -26,6 +28,7 @@ from .steps import (
     rows_of,
     split_gates,
     time_of,
+    wait,
 )
 
 
@@ -52,15 +55,15 @@ def forward_kernel(
     bias_hh_reverse,
     h0,  # (D, B, H)
     c_state,  # (D, B, H) float32: enters the first step of this launch, and is left by its last one
-    h_n,  # (D, B, H), may be h0 itself but for WAY "grid"
+    h_n,  # (D, B, H), may be h0 itself for WAY "block" and "steps"
     output,  # (N, D*H): h of every step, zero where a sequence has ended
     cells,  # (D, N, H): c of every step, zero where a sequence has ended, or None
     gates,  # (D, N, 4H): activated gates, zero like cells, or None
     lengths,  # (B,) int64, or None
     offsets,  # (T,) int64: first row of a packed sequence's steps, or None
-    reset,  # (T, B) uint8, or None
+    reset,  # (T, B) int32, or None
     product,  # (D, B, 4H) float32: W_hh h of the one step of this launch, for WAY "steps"
-    arrivals,  # (D, tiles) int32, zeros: for WAY "grid"
+    arrivals,  # (D, tiles) int32, zeros: for WAY "grid" and "stream"
     first_row,  # of the forward direction
     first_row_reverse,
     M,
@@ -73,7 +76,7 @@ def forward_kernel(
     MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # H rounded up to a power of two
+    BLOCK_K: tl.constexpr,  # H rounded up to a power of two; for WAY "stream" what is multiplied at once
     WAY: tl.constexpr,
     CHAINS: tl.constexpr,  # parts of BLOCK_K whose products do not wait for each other
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
@@ -94,14 +97,14 @@ def forward_kernel(
 
     if WAY != "steps":
         W = tl.cdiv(H, 16) * 16
-        w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
+        w_rows = of_direction(direction, weight_hh, weight_hh_reverse) + columns[:, None] * W
+    if WAY == "block" or WAY == "grid":
         part: tl.constexpr = BLOCK_K // CHAINS
         k = tl.arange(0, part)
-        source = w_hh + columns[:, None] * W + k[None, :]
         w = ()
         for q in tl.static_range(CHAINS):
             held = exists[:, None] & (k < W - q * part)[None, :]
-            w += (tl.load(source + q * part, mask=held, other=0.0),)
+            w += (tl.load(w_rows + q * part + k[None, :], mask=held, other=0.0),)
 
     h = tl.load(h0 + state_at, mask=own, other=0.0)
     c = tl.load(c_state + state_at, mask=own, other=0.0)
@@ -137,6 +140,7 @@ def forward_kernel(
                     + direction * H
                 )
                 passed = (tl.where(going, output, h0) + tl.where(going, before, lane * H))[None, :]
+            if WAY == "grid":
                 # a zero that the compiler does not know: it would chain products that begin with one that it knows
                 zero = tl.zeros((4 * BLOCK_H, BLOCK_B), tl.float32) + direction // 2
                 h_parts = ()
@@ -147,6 +151,14 @@ def forward_kernel(
                 recurrent = zero
                 for q in tl.static_range(CHAINS):
                     recurrent += tl.dot(w[q], h_parts[q], zero, input_precision=PRECISION)
+            if WAY == "stream":
+                recurrent = tl.zeros((4 * BLOCK_H, BLOCK_B), tl.float32)
+                for k_begin in tl.range(0, H, BLOCK_K, num_stages=STAGES):
+                    k = k_begin + tl.arange(0, BLOCK_K)
+                    w_part = tl.load(w_rows + k[None, :], mask=exists[:, None] & (k < W)[None, :], other=0.0)
+                    mask = (k < H)[:, None] & kept[None, :]
+                    h_part = tl.load(passed + k[:, None], mask=mask, other=0.0, cache_modifier=".cg")
+                    recurrent = tl.dot(w_part, h_part, recurrent, input_precision=PRECISION)
         i, f, g, o = split_gates(x + bias[:, None] + recurrent)
         i, f, g, o, c_new, h_new = cell(i, f, g, o, tl.where(kept[None, :], c, 0.0))
 
@@ -160,6 +172,10 @@ def forward_kernel(
         tl.store(
             output + row * (D * H) + direction * H + unit[:, None], tl.where(runs, h_new, 0.0), mask=written
         )
+        if WAY == "grid" or WAY == "stream":
+            if s + 1 < s_end:
+                arrive(arrivals + direction * tl.num_programs(1) + tile)
+        # what nobody waits for
         if cells is not None:
             tl.store(
                 cells + (direction * N + row) * H + unit[:, None], tl.where(runs, c_new, 0.0), mask=written
@@ -170,10 +186,10 @@ def forward_kernel(
             tl.store(at + H, tl.where(runs, f, 0.0), mask=written)
             tl.store(at + 2 * H, tl.where(runs, g, 0.0), mask=written)
             tl.store(at + 3 * H, tl.where(runs, o, 0.0), mask=written)
-        if WAY == "grid":
+        if WAY == "grid" or WAY == "stream":
             if s + 1 < s_end:
                 programs = tl.num_programs(0)
-                barrier(arrivals + direction * tl.num_programs(1) + tile, (s + 1 - s_begin) * programs)
+                wait(arrivals + direction * tl.num_programs(1) + tile, (s + 1 - s_begin) * programs)
 
     tl.store(c_state + state_at, c, mask=own)
     tl.store(h_n + state_at, h, mask=own)

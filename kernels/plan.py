@@ -29,7 +29,7 @@ INTERPRETER = Device("Triton's interpreter", 0, 1, 0)
 class Plan(NamedTuple):
     """The constexprs of a launch, see ``forward.py``."""
 
-    way: str  # block, grid or steps
+    way: str  # block, grid, stream or steps
     block_h: int
     block_b: int
     forward_warps: int
@@ -39,6 +39,15 @@ class Plan(NamedTuple):
         """So many sums of a step's product of the forward pass run beside each other. One alone would be a chain of
         products that wait for each other."""
         return min(4, max(1, power_of_two(H) // 128)) if self.way == "grid" else 1
+
+    @property
+    def waits(self) -> bool:
+        """Whether its programs wait for each other."""
+        return self.way in ("grid", "stream")
+
+    def block_k(self, H: int, number: int) -> int:
+        """Numbers of K that are multiplied at once: all, or of streamed weights 128 bytes."""
+        return max(16, 128 // number) if self.way == "stream" else power_of_two(H)
 
     def programs(self, H: int, B: int, D: int) -> tuple[int, int, int]:
         return -(-H // self.block_h), -(-B // self.block_b), D
@@ -62,8 +71,9 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
     """The plans that fit, for the forward and the backward pass alike; the first is taken where nothing was measured.
 
     "block" as long as a program can hold all weights, "grid" as long as all programs run at once with a part of them
-    each, "steps" always. The bounds are those within which the compiler needs no memory for registers and the shared
-    memory suffices; ``tests/test_triton_compile.py`` compiles every plan for several GPUs.
+    each, "stream" as long as they run at once, "steps" always. The bounds are those within which the compiler needs
+    no memory for registers and the shared memory suffices; ``tests/test_triton_compile.py`` compiles every plan for
+    several GPUs.
 
     Args:
         number: bytes that a number takes as a factor, see ``precision.size``.
@@ -89,6 +99,12 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
         fits = weights + 4 * state <= room and (H % 2 == 0 or K < 1024)
         if blocks * tiles * D <= device.processors and fits:
             found.append(made)
+    for block_h, block_b in ((16, 16), (16, 32), (32, 16)):
+        made = Plan("stream", block_h, block_b, 8, 8)
+        blocks, tiles, _ = made.programs(H, B, D)
+        if blocks * tiles * D <= device.processors and H % 8 == 0:  # else loads of a few bytes
+            found.append(made)
+            break  # more programs read the weights faster
     return [*found, Plan("steps", 16, 32, 4, 8 if H % 2 else 4)]
 
 

@@ -16,7 +16,7 @@ from .backward import backward_kernel
 from .entering import entering_kernel
 from .forward import forward_kernel
 from .matmul import matmul
-from .plan import INTERPRETER, Device, Plan, device_of, plan, power_of_two
+from .plan import INTERPRETER, Device, Plan, device_of, plan
 from .precision import products, size
 from .sequence import Chunk, Sequence
 
@@ -91,8 +91,8 @@ def forward(
             launch(
                 **fixed,
                 **_waiting(chosen, device, h0),
-                # programs of a grid read what enters a launch while others already write what leaves it
-                h0=h_n.clone() if chosen.way == "grid" else h_n,
+                # programs that wait for each other read what enters a launch while others already write what leaves it
+                h0=h_n.clone() if chosen.waits else h_n,
                 gate_inputs=x_gates,
                 **_by_direction("first_row", [here.start for here in chunk.rows], absent=0),
                 M=x_gates.size(1),
@@ -181,7 +181,7 @@ def _step_product(gradients: Tensor, w_hh: list[Tensor], at: Sequence, s: int, o
 
 def _launches(chosen: Plan, device: Device, begin: int, end: int) -> Iterator[tuple[int, int]]:
     """The steps of each launch. The interpreter runs programs one after the other, so none may wait for another."""
-    if chosen.way == "steps" or (chosen.way == "grid" and device is INTERPRETER):
+    if chosen.way == "steps" or (chosen.waits and device is INTERPRETER):
         return ((s, s + 1) for s in range(begin, end))
     return iter([(begin, end)])
 
@@ -212,7 +212,7 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
         MULTIPLE=math.gcd(H, 16),
         BLOCK_H=chosen.block_h,
         BLOCK_B=chosen.block_b,
-        BLOCK_K=power_of_two(H),
+        BLOCK_K=chosen.block_k(H, size(dtype)),
         WAY=chosen.way,
         PRECISION=products(dtype),
         maxnreg=MOST_REGISTERS,
@@ -222,7 +222,7 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
 def _waiting(chosen: Plan, device: Device, like: Tensor) -> dict[str, Any]:
     """What the programs of a launch need that wait for each other: counters, and the promise of the driver that all
     of them run at once, or an error."""
-    if chosen.way != "grid" or device is INTERPRETER:
+    if not chosen.waits or device is INTERPRETER:
         return dict(arrivals=None)
     D, B, H = like.shape
     _, tiles, _ = chosen.programs(H, B, D)

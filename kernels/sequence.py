@@ -26,7 +26,7 @@ class Sequence(NamedTuple):
     N: int
     lengths: Tensor | None  # (B,) int64
     offsets: Tensor | None  # (T,) int64: first row of each time of a packed sequence
-    reset: Tensor | None  # (T, B) uint8
+    reset: Tensor | None  # (T, B) int32
     starts: list[int] | None = None  # the same as offsets on the host, and N as the last: T+1 numbers
 
     def row(self, t: int) -> int:
@@ -72,7 +72,8 @@ def sequence(
 ) -> Sequence:
     """From the operator's arguments. Nothing is read back from a GPU."""
     if reset is not None:
-        reset = reset.contiguous().view(torch.uint8)
+        # not bytes: of what a product depends on, the compiler lays it out for the smallest numbers
+        reset = reset.to(torch.int32, memory_format=torch.contiguous_format)
     if batch_sizes is None:
         T = input.size(0)
         return Sequence(T, B, T * B, None if lengths is None else lengths.contiguous(), None, reset)

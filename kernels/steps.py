@@ -8,6 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+STAGES = tl.constexpr(3)
+"""Loads of weights that are on their way while others are multiplied, for WAY "stream"."""
+
 
 @triton.jit
 def time_of(s, direction, T):
@@ -33,7 +36,7 @@ def active_at(t, batch, length, T, B):
 
 @triton.jit
 def kept_at(t, batch, active, B, reset):
-    """Whether the state that enters the step at time t lives on; ``reset`` (T, B) uint8 or None."""
+    """Whether the state that enters the step at time t lives on; ``reset`` (T, B) int32 or None."""
     if reset is None:
         return active
     else:
@@ -55,11 +58,7 @@ def of_direction(direction, forward, reverse):
     if reverse is None:
         return forward
     else:
-        if direction == 0:
-            chosen = forward
-        else:
-            chosen = reverse
-        return chosen
+        return tl.where(direction == 0, forward, reverse)
 
 
 @triton.jit
@@ -88,14 +87,19 @@ def join_gates(i, f, g, o):
 
 
 @triton.jit
-def barrier(arrivals, expected):
-    """Waits until the programs that share the counter ``arrivals`` have come here ``expected`` times altogether. What
-    each of them stored before is then to be seen by the others in loads that go past L1 (".cg").
+def arrive(arrivals):
+    """Tells the programs that share the counter ``arrivals`` that this one's stores so far may be read."""
+    tl.debug_barrier()  # every thread's stores come before the arrival, which one thread makes
+    tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(arrivals, expected):
+    """Waits until the programs that share the counter have arrived ``expected`` times altogether. What each of them
+    stored before is then to be seen by the others in loads that go past L1 (".cg").
 
     All of them must run at once; ``tests/test_triton_barrier.py`` goes through every order in which they can.
     """
-    tl.debug_barrier()  # every thread's stores come before the arrival, which one thread makes
-    tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
     while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") < expected:
         pass
     tl.debug_barrier()

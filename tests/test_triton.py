@@ -23,6 +23,7 @@ PLANS = {
     "block": lambda H: plan.Plan("block", plan.power_of_two(H), 16, 4, 4),
     "grid": lambda H: plan.Plan("grid", 16, 16, 4, 4),
     "grid of wide tiles": lambda H: plan.Plan("grid", 32, 32, 4, 4),
+    "stream": lambda H: plan.Plan("stream", 16, 16, 4, 4),
     "steps": lambda H: plan.Plan("steps", 16, 16, 4, 4),
 }
 

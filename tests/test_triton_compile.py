@@ -32,7 +32,7 @@ def compile_for(*arguments: str) -> list[dict[str, Any]]:
 def test_every_plan_compiles_and_fits(sm: int) -> None:
     found = compile_for(str(sm))
     assert {job["kernel"] for job in found} == {"forward", "backward", "entering"}
-    assert {job["plan"][0] for job in found if job["plan"]} == {"block", "grid", "steps"}
+    assert {job["plan"][0] for job in found if job["plan"]} == {"block", "grid", "stream", "steps"}
     wrong = [
         job
         for job in found

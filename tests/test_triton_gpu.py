@@ -18,8 +18,14 @@ import cnnlstm_fast
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
 
-# One of each way on a GPU of today: a program alone, programs that wait for each other, a launch for each step.
-WAYS = {"block": (30, 5, 40, 64), "grid": (30, 5, 40, 400), "steps": (6, 40, 40, 2048)}
+# One of each way on a GPU of today: a program alone, programs that wait for each other, those that also read the
+# weights in every step, a launch for each step.
+WAYS = {
+    "block": (30, 5, 40, 64),
+    "grid": (30, 5, 40, 400),
+    "stream": (6, 5, 40, 1536),
+    "steps": (6, 40, 40, 2048),
+}
 
 
 def layer(way: str, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.nn.Module, Tensor]:

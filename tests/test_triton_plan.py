@@ -43,7 +43,7 @@ def test_all_programs_of_a_grid_run_at_once(H: int, D: int, number: int) -> None
             assert blocks * plan.block_h >= H and tiles * plan.block_b >= B and directions == D
             if plan.way == "block":
                 assert blocks == 1
-            if plan.way == "grid":
+            if plan.waits:
                 assert blocks * tiles * D <= GPU.processors
 
 
@@ -51,8 +51,10 @@ def test_the_way_by_size() -> None:
     def way(H: int, B: int, number: int = 2) -> str:
         return planning.plan(GPU, H, B, 1, number).way
 
-    assert [way(H, 8) for H in (16, 64, 128, 256, 1024, 4096)] == ["block"] * 3 + ["grid"] * 2 + ["steps"]
+    assert [way(H, 8) for H in (16, 64, 128, 256, 1024, 4096)] == ["block"] * 3 + ["grid"] * 2 + ["stream"]
     assert [way(512, B) for B in (1, 16, 64, 1024)] == ["grid", "grid", "grid", "steps"]
+    assert [way(2048, B) for B in (1, 16, 32, 64)] == ["stream"] * 3 + ["steps"]
+    assert way(2047, 1) == "steps"
     assert [way(64, 8, number) for number in (2, 4, 8)] == ["block", "block", "grid"]
     assert [way(128, 8, number) for number in (2, 4, 8)] == ["block", "grid", "grid"]
 
@@ -60,7 +62,7 @@ def test_the_way_by_size() -> None:
 def test_the_fastest_is_kept_and_taken_from_the_next_process_on(tmp_path: Path) -> None:
     def measure(size: tune.Size, plan: Plan) -> float:
         return (
-            {"block": 3.0, "grid": 2.0, "steps": 1.0}[plan.way]
+            {"block": 3.0, "grid": 2.0, "stream": 2.5, "steps": 1.0}[plan.way]
             if size[1] == 8
             else 1.0 + (plan.way == "steps")
         )

@@ -9,6 +9,7 @@ bfloat16 (and a few for float16), forward and backward, with all optional argume
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -46,6 +47,7 @@ GPUS = {
 KERNELS = {"forward": forward_kernel, "backward": backward_kernel, "entering": entering_kernel}
 FLOAT32 = {"gate_inputs", "c_state", "product", "grad_h", "grad_c"}
 INT64 = {"lengths", "offsets"}
+NUMBER_BYTES = {("fp32", "tf32"): 4, ("fp32", "tf32x3"): 8, ("bf16", "tf32"): 2, ("fp16", "tf32"): 2}
 OPTIONAL = {
     "bias_ih", "bias_hh", "cells", "gates", "lengths", "offsets", "reset", "grad_output", "grad_cells",
 }  # fmt: skip
@@ -68,28 +70,15 @@ class Job(NamedTuple):
 
 def jobs(sm: int) -> list[Job]:
     found: dict[Any, Job] = {}
-    gpu = GPUS[sm]
-    kinds = (("fp32", "tf32", 4), ("fp32", "tf32x3", 8), ("bf16", "tf32", 2), ("fp16", "tf32", 2))
-    for dtype, precision, number in kinds:
-        for H in HIDDEN:
-            for B in (1, 32, 64, 1024):
-                for D in (1, 2):
-                    made = planning.plan(gpu, H, B, D, number)
-                    if dtype == "fp16" and (made.way != "block" or H != 64):
-                        continue
-                    for kernel in ("forward", "backward"):
-                        for full in (False, True):
-                            job = Job(kernel, sm, dtype, precision, made, H, 1 + full, full)
-                            key = (
-                                kernel,
-                                dtype,
-                                precision,
-                                made,
-                                made.way == "steps" or power_of_two(H),
-                                math.gcd(H, 16),
-                                full,
-                            )
-                            found.setdefault(key, job)
+    sizes = itertools.product(NUMBER_BYTES.items(), HIDDEN, (1, 32, 64, 1024), (1, 2))
+    for ((dtype, precision), number), H, B, D in sizes:
+        for made in planning.candidates(GPUS[sm], H, B, D, number):
+            if dtype == "fp16" and (made.way != "block" or H != 64):
+                continue
+            held = None if made.way in ("stream", "steps") else power_of_two(H)
+            for kernel, full in itertools.product(("forward", "backward"), (False, True)):
+                job = Job(kernel, sm, dtype, precision, made, H, 1 + full, full)
+                found.setdefault((*job[:5], held, math.gcd(H, 16), full), job)
     entering = [
         Job("entering", sm, dtype, "", None, 64, 2, full)
         for dtype in ("fp32", "bf16")
@@ -106,7 +95,7 @@ def source(job: Job) -> ASTSource:
         constants |= {
             "BLOCK_H": job.plan.block_h,
             "BLOCK_B": job.plan.block_b,
-            "BLOCK_K": power_of_two(job.H),
+            "BLOCK_K": job.plan.block_k(job.H, NUMBER_BYTES[job.dtype, job.precision]),
             "WAY": job.plan.way,
             "PRECISION": job.precision,
         }
@@ -130,7 +119,7 @@ def source(job: Job) -> ASTSource:
                 and (job.directions == 1 or ("bias" in name and not job.full))
             )
             or (name == "product" and way != "steps")
-            or (name == "arrivals" and way != "grid")
+            or (name == "arrivals" and way not in ("grid", "stream"))
         )
         if name in constants or absent:
             constants.setdefault(name, None)
@@ -141,7 +130,7 @@ def source(job: Job) -> ASTSource:
             element = (
                 "fp32" if name in FLOAT32
                 else "i64" if name in INT64
-                else "u8" if name == "reset"
+                else "i32" if name == "reset"
                 else "i32" if name == "arrivals"
                 else job.dtype
             )  # fmt: skip
@@ -155,7 +144,7 @@ def compiled(job: Job) -> dict[str, Any]:
     if job.plan is not None:
         warps = job.plan.forward_warps if job.kernel == "forward" else job.plan.backward_warps
         options = {"num_warps": warps, "maxnreg": MOST_REGISTERS}
-        options["launch_cooperative_grid"] = job.plan.way == "grid"
+        options["launch_cooperative_grid"] = job.plan.waits
     result: dict[str, Any] = job._asdict() | {"plan": job.plan, "most_shared": GPUS[job.sm].shared}
     try:
         made = triton.compile(source(job), target=GPUTarget("cuda", job.sm, 32), options=options)
