@@ -1,5 +1,6 @@
 """Triton's interpreter (TRITON_INTERPRET=1), mended: it cuts numbers off instead of rounding them to bfloat16, as a GPU
-does, and multiplies matrices of bfloat16 as if they were integers (seen in Triton 3.6 and 3.7)."""
+does, multiplies matrices of bfloat16 as if they were integers, and patches the whole language anew for every call of a
+function within a kernel, which took most of the time (seen in Triton 3.6 and 3.7)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def running() -> bool:
 
 @functools.cache
 def mend() -> None:
-    """Replaces the two functions, once."""
+    """Replaces the functions that do so, once."""
+    patch_for = functools.cache(interpreter._patch_lang)
     convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
     def mended_convert(values: Any, source: Any, target: Any, rounding: Any) -> Any:
@@ -36,6 +38,11 @@ def mend() -> None:
             a, b = (interpreter.TensorHandle(_widen(factor.data), tl.float32) for factor in (a, b))
         return dot(self, a, b, *rest)
 
+    def mended_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patch_for(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = mended_call
     interpreter._convert_float = mended_convert
     interpreter.InterpreterBuilder.create_dot = mended_dot
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -140,11 +140,12 @@ def kind(spec: LSTMSpec) -> str:
     return name + " stacked" * stacked + " packed" * spec.packed
 
 
-def pace(spec: LSTMSpec, backend: str, machine: Machine | Gpu) -> Pace | None:
+def pace(spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]) -> Pace | None:
     """By the tables of measurements; None where they do not tell. They are of whole sequences without a projection: for
-    the others PyTorch has no such kernel. In a traced graph the sizes are unknown."""
+    the others PyTorch has no such kernel. In a traced graph the sizes are unknown, and the machine cannot be asked."""
     if spec.T is None or spec.B is None or spec.proj_size or aten.BACKEND.supports(spec) is not None:
         return None
+    machine = this_machine()
     table = nearest(backend, machine)
     found = None if table is None else table.kinds.get(kind(spec))
     if table is None or found is None:

@@ -39,7 +39,7 @@ def _pace(spec: LSTMSpec) -> Pace | None:
     """Where nothing was measured, PyTorch's own kernel stays with the calls that it takes."""
     if spec.device == "cpu":
         return Pace(True, "it is interpreted here")
-    known = measured.pace(spec, "triton", measured.Gpu(torch.cuda.get_device_name()))
+    known = measured.pace(spec, "triton", lambda: measured.Gpu(torch.cuda.get_device_name()))
     if known is None and aten.BACKEND.supports(spec) is None:
         return Pace(True, "nothing is known of its speed on this GPU beside aten")
     return known
