@@ -123,7 +123,7 @@ def flop(call: Call) -> float:
 
 
 def expected_seconds(call: Call, seconds: float, flop_rate: float) -> float:
-    """A guess at how long a call takes to measure with all set-up, for two cores of a server."""
+    """A guess at how long a call takes to measure with all set-up, from the rate of products on."""
     c = call.case
     weights = 4.0 * c.H * (c.I + c.H) * c.directions
     once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / flop_rate + weights / 3e9

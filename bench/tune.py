@@ -22,8 +22,9 @@ from cnnlstm_fast.backends.triton import kernels
 
 from .record import write_whole
 
+# A checkout that was not installed (as bench/gpu_check.sh uses it) finds the folder kernels only by this call.
 kernels()
-from cnnlstm_fast.kernels import recurrence, stack  # noqa: E402 (found only now, in a checkout)
+from cnnlstm_fast.kernels import recurrence, stack  # noqa: E402
 from cnnlstm_fast.kernels.plan import Device, Plan, cached, candidates, device_of, key  # noqa: E402
 from cnnlstm_fast.kernels.precision import size as bytes_of  # noqa: E402
 
@@ -68,6 +69,7 @@ def tune(
 def measure_on_gpu(size: Size, plan: Plan) -> float:
     """Median time of a forward and a backward pass over ``STEPS`` steps in ms."""
     H, B, D, dtype = size
+    # a call takes no plan: what is measured is what calls run, with another answer to the one question they ask
     chosen = recurrence.plan
     recurrence.plan = lambda *_: plan  # type: ignore[assignment]
     try:

@@ -1,6 +1,6 @@
 """The recurrence of one layer backwards, both directions: gradients of the gates (before their activation), h0 and c0.
 
-Dimensions, blocks and the constexpr WAY as in ``forward.py``. The steps are taken from the last to the first. Step s
+Dimensions, W, blocks and the constexpr WAY as in ``forward.py``. The steps are taken from the last to the first. Step s
 needs the gradient of h_s, to which step s+1 adds W_hh^T times its gate gradients:
 
     "block": they never leave the program;
@@ -25,21 +25,13 @@ from .steps import (
     join_gates,
     kept_at,
     lengths_of,
+    load_rows,
     of_direction,
     rows_of,
     split_gates,
     time_of,
     wait,
 )
-
-
-@triton.jit
-def load_rows(base, t, columns, exists, width, batch, length, T, B, offsets):
-    """Some columns (n, 1) of the step at time t in rows ``width`` wide, zero where a sequence has no such step:
-    (n, BLOCK_B)."""
-    active = active_at(t, batch, length, T, B)
-    rows = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
-    return tl.load(base + rows[None, :] * width + columns, mask=exists & active[None, :], other=0.0)
 
 
 @triton.jit
@@ -55,7 +47,7 @@ def backward_kernel(
     gates,  # (D, N, 4H): activated gates
     cells,  # (D, N, H)
     c0,  # (D, B, H)
-    weight_hh,  # (4H, W), of the forward direction: W is H rounded up to a multiple of 16, zeros behind H
+    weight_hh,  # (4H, W), zeros behind H, of the forward direction
     weight_hh_reverse,  # like it, None where D = 1
     grad_output,  # (N, D*H), or None
     grad_cells,  # (D, N, H), or None
@@ -145,7 +137,7 @@ def backward_kernel(
         )
         # the state that enters: of the step before, or the first of all
         started = active_at(t_before, batch, length, T, B)
-        before = rows_of(tl.maximum(tl.minimum(t_before, T - 1), 0), batch, B, offsets)
+        before = rows_of(t_before, batch, T, B, offsets)
         c_source = tl.where(started, cells, c0) + tl.where(started, before, lane) * H
         c_prev = tl.load(c_source[None, :] + unit, mask=own, other=0.0).to(tl.float32)
         d_out = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
@@ -156,7 +148,7 @@ def backward_kernel(
         ran = active_at(t_after, batch, length, T, B)
         passed = kept_at(t_after, batch, ran, B, reset)
         if WAY == "grid" or WAY == "stream":
-            rows = rows_of(tl.maximum(tl.minimum(t_after, T - 1), 0), batch, B, offsets)
+            rows = rows_of(t_after, batch, T, B, offsets)
             source = gate_gradients + rows[None, :] * (4 * H)
         if WAY == "grid":
             p = tl.load(
@@ -203,7 +195,7 @@ def backward_kernel(
 
         found = tl.where(active[None, :], join_gates(d_i, d_f, d_g, d_o), 0.0).to(dtype)
         # packed rows exist only where a sequence has a step
-        row = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
+        row = rows_of(t, batch, T, B, offsets)
         written = ((batch < B) & (n < T)) if offsets is None else active
         tl.store(
             gate_gradients + row[None, :] * (4 * H) + columns[:, None],

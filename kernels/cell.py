@@ -26,11 +26,17 @@ def tanh(x):
 
 
 @triton.jit
+def hidden(o, c):
+    """Activated output gate and cell state -> h."""
+    return o * tanh(c)
+
+
+@triton.jit
 def cell(i, f, g, o, c_prev):
     """Gates before their activation and the cell state that enters -> activated gates, c, h."""
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * c_prev + i * g
-    return i, f, g, o, c, o * tanh(c)
+    return i, f, g, o, c, hidden(o, c)
 
 
 @triton.jit

@@ -37,8 +37,8 @@ def entering_kernel(
     active = active_at(t, batch, length, T, B)
     kept = kept_at(t, batch, active, B, reset)
     going = active_at(t_prev, batch, length, T, B)
-    before = rows_of(tl.maximum(tl.minimum(t_prev, T - 1), 0), batch, B, offsets)
-    rows = direction * tl.cast(N, tl.int64) + rows_of(t, batch, B, offsets)
+    before = rows_of(t_prev, batch, T, B, offsets)
+    rows = direction * tl.cast(N, tl.int64) + rows_of(t, batch, T, B, offsets)
     written = (batch < B) if offsets is None else active
     for first in range(0, H, BLOCK_H):
         unit = (first + tl.arange(0, BLOCK_H))[None, :]

@@ -1,8 +1,9 @@
 """The recurrence of one layer, both directions.
 
-T steps, B sequences, H hidden_size, D directions, N rows: T*B, or the sum of all lengths of a packed sequence. A
-program (unit block, batch tile, direction) computes BLOCK_H units of BLOCK_B sequences. Blocks lie with units on their
-first axis and sequences on the last: the weights are the left factor of the product and stay where they are.
+T steps, B sequences, H hidden_size, W = H rounded up to a multiple of 16, D directions, N rows: T*B, or the sum of all
+lengths of a packed sequence; M rows of a direction's gate inputs. A program (unit block, batch tile, direction) computes
+BLOCK_H units of BLOCK_B sequences. Blocks lie with units on their first axis and sequences on the last: the weights are
+the left factor of the product and stay where they are.
 
 Ways to get the recurrent product, the constexpr WAY:
     "block": one program has all units of its sequences, and h never leaves it;
@@ -24,6 +25,7 @@ from .steps import (
     gate_columns,
     kept_at,
     lengths_of,
+    load_rows,
     of_direction,
     rows_of,
     split_gates,
@@ -32,22 +34,10 @@ from .steps import (
 )
 
 
-@triton.jit
-def load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, offsets):
-    """(4*BLOCK_H, BLOCK_B) of the direction's gate_inputs, rows of 4H; zeros for a time outside of 0..T-1."""
-    active = active_at(t, batch, length, T, B)
-    rows = rows_of(tl.maximum(tl.minimum(t, T - 1), 0), batch, B, offsets)
-    return tl.load(
-        gate_inputs + rows[None, :] * (4 * H) + columns[:, None],
-        mask=exists[:, None] & active[None, :],
-        other=0.0,
-    )
-
-
 @triton.jit(do_not_specialize=["first_row", "first_row_reverse", "M", "T", "B", "N", "H", "s_begin", "s_end"])
 def forward_kernel(
     gate_inputs,  # (D, M, 4H) float32: W_ih x of the rows from first_row on
-    weight_hh,  # (4H, W), of the forward direction: W is H rounded up to a multiple of 16, zeros behind H
+    weight_hh,  # (4H, W), zeros behind H, of the forward direction
     weight_hh_reverse,  # like it, None where D = 1
     bias_ih,  # (4H,), None where there are no biases
     bias_hh,
@@ -115,17 +105,19 @@ def forward_kernel(
     first_row = tl.where(direction == 0, first_row, first_row_reverse)
     gate_inputs += (direction * tl.cast(M, tl.int64) - first_row) * (4 * H)
     t = time_of(s_begin, direction, T)
-    x_next = load_gate_inputs(gate_inputs, t, columns, exists, batch, length, T, B, H, offsets)
+    x_next = load_rows(gate_inputs, t, columns[:, None], exists[:, None], 4 * H, batch, length, T, B, offsets)
     # one stage: no load of a step may start before the barrier of the step before
     for s in tl.range(s_begin, s_end, num_stages=1):
         t = time_of(s, direction, T)
         t_prev = time_of(s - 1, direction, T)
         active = active_at(t, batch, length, T, B)
         kept = kept_at(t, batch, active, B, reset)
-        rows = rows_of(t, batch, B, offsets)
+        rows = rows_of(t, batch, T, B, offsets)
         x = x_next
         t_next = tl.where(s + 1 < s_end, time_of(s + 1, direction, T), T)
-        x_next = load_gate_inputs(gate_inputs, t_next, columns, exists, batch, length, T, B, H, offsets)
+        x_next = load_rows(
+            gate_inputs, t_next, columns[:, None], exists[:, None], 4 * H, batch, length, T, B, offsets
+        )
 
         if WAY == "steps":
             at = lane[None, :] * (4 * H) + columns[:, None]
@@ -135,10 +127,7 @@ def forward_kernel(
                 recurrent = tl.dot(w[0], tl.where(kept[None, :], h, 0.0).to(dtype), input_precision=PRECISION)
             else:
                 going = active_at(t_prev, batch, length, T, B)
-                before = (
-                    rows_of(tl.maximum(tl.minimum(t_prev, T - 1), 0), batch, B, offsets) * (D * H)
-                    + direction * H
-                )
+                before = rows_of(t_prev, batch, T, B, offsets) * (D * H) + direction * H
                 passed = (tl.where(going, output, h0) + tl.where(going, before, lane * H))[None, :]
             if WAY == "grid":
                 # a zero that the compiler does not know: it would chain products that begin with one that it knows

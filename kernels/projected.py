@@ -79,7 +79,7 @@ def backward(
         return found, []
 
     of_weights: list[Tensor] = []
-    m = _states(saved)
+    m = recurrence.states(saved)
     entering = recurrence.entering(m, torch.zeros_like(c0), at)
     for d, w in enumerate(pair):
         of_gates, part = found[d].t(), grad_steps[:, d * P : (d + 1) * P]
@@ -103,11 +103,3 @@ def _enters(at: Sequence, direction: int, like: Tensor) -> Tensor:
         return some
     t = at.first_time(direction, like)
     return some & (at.reset[t, torch.arange(at.B, device=like.device)] == 0).unsqueeze(1)
-
-
-def _states(saved: Saved) -> Tensor:
-    """m = o * tanh(c) of every step, (N, D*H), zero where a sequence has ended."""
-    assert saved.gates is not None and saved.cells is not None
-    D, N, H = saved.cells.shape
-    m = (saved.gates[..., 3 * H :].float() * saved.cells.float().tanh()).to(saved.cells.dtype)
-    return m.transpose(0, 1).reshape(N, D * H)

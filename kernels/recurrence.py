@@ -19,6 +19,7 @@ from .matmul import matmul
 from .plan import INTERPRETER, Device, Plan, device_of, plan
 from .precision import products, size
 from .sequence import Chunk, Sequence
+from .states import states_kernel
 
 MOST_REGISTERS = 255
 """Of a thread. Without being told the compiler keeps numbers in memory so that two programs fit one processor."""
@@ -66,7 +67,7 @@ def forward(
     c_state = c0.to(torch.float32, copy=True)
     h_n = h0.clone()
     fixed = dict(
-        **_by_direction("weight_hh", [_aligned(w) for w in weights.w_hh]),
+        **_by_direction("weight_hh", _aligned(weights.w_hh, chosen)),
         **_by_direction("bias_ih", weights.b_ih),
         **_by_direction("bias_hh", weights.b_hh),
         c_state=c_state,
@@ -92,7 +93,7 @@ def forward(
                 **fixed,
                 **_waiting(chosen, device, h0),
                 # programs that wait for each other read what enters a launch while others already write what leaves it
-                h0=h_n.clone() if chosen.waits else h_n,
+                h0=h0 if begin == 0 else h_n.clone() if chosen.waits else h_n,
                 gate_inputs=x_gates,
                 **_by_direction("first_row", [here.start for here in chunk.rows], absent=0),
                 M=x_gates.size(1),
@@ -131,7 +132,7 @@ def backward(
         gates=saved.gates,
         cells=saved.cells,
         c0=c0,
-        **_by_direction("weight_hh", [_aligned(w) for w in weights.w_hh]),
+        **_by_direction("weight_hh", _aligned(weights.w_hh, chosen)),
         grad_output=grad_output,
         grad_cells=grad_cells,
         grad_h=grad_h,
@@ -172,6 +173,15 @@ def entering(output: Tensor, h0: Tensor, at: Sequence) -> Tensor:
     return found
 
 
+def states(saved: Saved) -> Tensor:
+    """The hidden states of all rows, (N, D*H), zero where a sequence has ended."""
+    assert saved.gates is not None and saved.cells is not None
+    D, N, H = saved.cells.shape
+    found = saved.cells.new_empty((N, D * H))
+    states_kernel[N, D](saved.gates, saved.cells, found, N, H, BLOCK_H=128)
+    return found
+
+
 def _step_product(gradients: Tensor, w_hh: list[Tensor], at: Sequence, s: int, out: Tensor) -> None:
     """Gate gradients of step s, (B, 4H) of each direction, times W_hh."""
     for direction, w in enumerate(w_hh):
@@ -191,9 +201,12 @@ def _plan(like: Tensor, H: int, B: int, D: int) -> tuple[Plan, Device]:
     return plan(device, H, B, D, size(like.dtype)), device
 
 
-def _aligned(w: Tensor) -> Tensor:
-    """(n, H) -> (n, W), zeros behind H: rows that begin where wide loads can."""
-    return torch.nn.functional.pad(w, (0, -w.size(1) % 16)) if w.size(1) % 16 else w
+def _aligned(w_hh: list[Tensor], chosen: Plan) -> list[Tensor]:
+    """(4H, H) -> (4H, W), zeros behind H: rows that begin where wide loads can. "steps" loads none."""
+    missing = -w_hh[0].size(1) % 16
+    if missing == 0 or chosen.way == "steps":
+        return w_hh
+    return [torch.nn.functional.pad(w, (0, missing)) for w in w_hh]
 
 
 def _by_direction(name: str, values: list[Any], absent: Any = None) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """What both recurrences share: where a step lies, the four gates of a block, and the barrier between programs.
+Dimensions and blocks as in ``forward.py``.
 
 A direction's steps are numbered in its own order: s = 0 comes first, and its time is t = s, or T-1-s in reverse.
 """
@@ -18,9 +19,10 @@ def time_of(s, direction, T):
 
 
 @triton.jit
-def rows_of(t, batch, B, offsets):
-    """Row (BLOCK_B,) int64 of every sequence at time t; ``offsets`` (T,) is the first row of each, None where all
-    have B."""
+def rows_of(t, batch, T, B, offsets):
+    """Row (BLOCK_B,) int64 of every sequence at time t, or at the nearest that exists; ``offsets`` (T,) is the first
+    row of each, None where all have B."""
+    t = tl.maximum(tl.minimum(t, T - 1), 0)
     if offsets is None:
         first = tl.cast(t, tl.int64) * B
     else:
@@ -50,6 +52,15 @@ def lengths_of(batch, T, B, lengths):
         return tl.full(batch.shape, T, tl.int64)
     else:
         return tl.load(lengths + batch, mask=batch < B, other=0)
+
+
+@triton.jit
+def load_rows(base, t, columns, exists, width, batch, length, T, B, offsets):
+    """Some columns (n, 1) of the step at time t in rows ``width`` wide, zero where a sequence has no such step:
+    (n, BLOCK_B)."""
+    active = active_at(t, batch, length, T, B)
+    rows = rows_of(t, batch, T, B, offsets)
+    return tl.load(base + rows[None, :] * width + columns, mask=exists & active[None, :], other=0.0)
 
 
 @triton.jit

@@ -31,7 +31,7 @@ def compile_for(*arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("sm", [80, 90, 100, 120])
 def test_every_plan_compiles_and_fits(sm: int) -> None:
     found = compile_for(str(sm))
-    assert {job["kernel"] for job in found} == {"forward", "backward", "entering"}
+    assert {job["kernel"] for job in found} == {"forward", "backward", "entering", "states"}
     assert {job["plan"][0] for job in found if job["plan"]} == {"block", "grid", "stream", "steps"}
     wrong = [
         job
@@ -51,12 +51,13 @@ def test_a_new_length_or_batch_compiles_nothing() -> None:
             "T",
             "B",
             "N",
+            "H",
             "s_begin",
             "s_end",
             "k_begin",
             "k_end",
         }
         changing = numbers & set(kernel["arguments"])
-        assert {"T", "B", "N"} <= changing
+        assert {"T", "B", "N", "H"} <= changing
         assert changing <= set(kernel["not_specialized"]), kernel
         assert not changing & set(kernel["constexprs"]), kernel

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 WAYS = {
     "block": (30, 5, 40, 64),
     "grid": (30, 5, 40, 400),
-    "stream": (6, 5, 40, 1536),
+    "stream": (6, 5, 40, 1280),
     "steps": (6, 40, 40, 2048),
 }
 

@@ -35,6 +35,7 @@ from cnnlstm_fast.kernels.entering import entering_kernel
 from cnnlstm_fast.kernels.forward import forward_kernel
 from cnnlstm_fast.kernels.plan import Device, Plan, power_of_two
 from cnnlstm_fast.kernels.recurrence import MOST_REGISTERS
+from cnnlstm_fast.kernels.states import states_kernel
 
 GPUS = {
     80: Device("A100", 80, 108, 166912),
@@ -44,7 +45,12 @@ GPUS = {
     100: Device("B200", 100, 148, 232448),
     120: Device("RTX 5090", 120, 170, 101376),
 }
-KERNELS = {"forward": forward_kernel, "backward": backward_kernel, "entering": entering_kernel}
+KERNELS = {
+    "forward": forward_kernel,
+    "backward": backward_kernel,
+    "entering": entering_kernel,
+    "states": states_kernel,
+}
 FLOAT32 = {"gate_inputs", "c_state", "product", "grad_h", "grad_c"}
 INT64 = {"lengths", "offsets"}
 NUMBER_BYTES = {("fp32", "tf32"): 4, ("fp32", "tf32x3"): 8, ("bf16", "tf32"): 2, ("fp16", "tf32"): 2}
@@ -79,12 +85,13 @@ def jobs(sm: int) -> list[Job]:
             for kernel, full in itertools.product(("forward", "backward"), (False, True)):
                 job = Job(kernel, sm, dtype, precision, made, H, 1 + full, full)
                 found.setdefault((*job[:5], held, math.gcd(H, 16), full), job)
-    entering = [
-        Job("entering", sm, dtype, "", None, 64, 2, full)
-        for dtype in ("fp32", "bf16")
-        for full in (False, True)
+    others = [
+        Job(kernel, sm, dtype, "", None, 64, 2, full)
+        for kernel, dtype, full in itertools.product(
+            ("entering", "states"), ("fp32", "bf16", "fp16"), (False, True)
+        )
     ]
-    return [*found.values(), *entering]
+    return [*found.values(), *others]
 
 
 def source(job: Job) -> ASTSource:
@@ -136,6 +143,7 @@ def source(job: Job) -> ASTSource:
             )  # fmt: skip
             signature[name] = f"*{element}"
             attributes[(index,)] = [["tt.divisibility", 16]]
+    constants = {name: value for name, value in constants.items() if name in signature}
     return ASTSource(kernel, signature, constants, attributes)
 
 

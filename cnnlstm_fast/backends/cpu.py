@@ -24,7 +24,7 @@ def _supports(spec: LSTMSpec) -> str | None:
 
 def _pace(spec: LSTMSpec) -> Pace | None:
     """The threads are those of the first call with these facts."""
-    return measured.pace(spec, "cpu", lambda: measured.running())
+    return measured.pace(spec, "cpu", measured.running)
 
 
 BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _pace, native=True)
