@@ -34,7 +34,7 @@ Size = tuple[int, int, int, torch.dtype]
 STEPS = 64
 SIZES = tuple(
     itertools.product(
-        (16, 32, 64, 128, 256, 512, 1024),
+        (16, 32, 64, 128, 256, 512, 1024, 2048),
         (1, 8, 16, 32, 64, 128, 256),
         (1, 2),
         (torch.bfloat16, torch.float32),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,28 +30,39 @@ INTERPRETER = Device("Triton's interpreter", 0, 1, 0)
 class Plan(NamedTuple):
     """The constexprs of a launch, see ``forward.py``."""
 
-    way: str  # block, grid, stream or steps
+    way: str  # block, grid or stream
     block_h: int
     block_b: int
     forward_warps: int
     backward_warps: int
 
-    def chains(self, H: int) -> int:
-        """So many sums of a step's product of the forward pass run beside each other. One alone would be a chain of
-        products that wait for each other."""
-        return min(4, max(1, power_of_two(H) // 128)) if self.way == "grid" else 1
+    def forward(self, H: int, number: int) -> dict[str, Any]:
+        """What the kernel of the forward pass is compiled for, beside the blocks."""
+        if self.way == "stream":
+            return _streamed(4 * self.block_h + self.block_b, number)
+        # so many sums run beside each other; one alone would be a chain of products that wait for each other
+        chains = min(4, max(1, power_of_two(H) // 128)) if self.way == "grid" else 1
+        return dict(WAY=self.way, BLOCK_K=power_of_two(H), CHAINS=chains)
+
+    def backward(self, H: int, number: int) -> dict[str, Any]:
+        """The same of the backward pass."""
+        if self.way == "stream":
+            return _streamed(self.block_h + self.block_b, number)
+        return dict(WAY=self.way, BLOCK_K=power_of_two(H), PARTS=self.backward_warps)
 
     @property
     def waits(self) -> bool:
         """Whether its programs wait for each other."""
-        return self.way in ("grid", "stream")
+        return self.way != "block"
 
-    def block_k(self, H: int, number: int) -> int:
-        """Numbers of K that are multiplied at once: all, or of streamed weights 128 bytes."""
-        return max(16, 128 // number) if self.way == "stream" else power_of_two(H)
-
-    def programs(self, H: int, B: int, D: int) -> tuple[int, int, int]:
+    def items(self, H: int, B: int, D: int) -> tuple[int, int, int]:
+        """What a step consists of: unit blocks, batch tiles, directions."""
         return -(-H // self.block_h), -(-B // self.block_b), D
+
+    def programs(self, device: Device, H: int, B: int, D: int) -> tuple[int, ...]:
+        """The grid of a launch: a program for each item, but those that stream walk over their share of the items."""
+        items = self.items(H, B, D)
+        return (min(math.prod(items), device.processors),) if self.way == "stream" else items
 
 
 @lru_cache
@@ -67,13 +79,19 @@ def power_of_two(H: int) -> int:
     return max(16, 1 << (H - 1).bit_length())
 
 
+def _streamed(rows: int, number: int) -> dict[str, int]:
+    """How much of each row is multiplied at once, and in how many stages it comes: enough to be on their way for 64
+    bytes a cycle at a latency of L2 of 500 cycles."""
+    block_k = power_of_two(-(-max(128, 8 * KB // rows) // number))
+    return dict(BLOCK_K=block_k, STAGES=max(3, 1 - -32 * KB // (rows * block_k * number)))
+
+
 def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan]:
     """The plans that fit, for the forward and the backward pass alike; the first is taken where nothing was measured.
 
-    "block" as long as a program can hold all weights, "grid" as long as all programs run at once with a part of them
-    each, "stream" as long as they run at once, "steps" always. The bounds are those within which the compiler needs
-    no memory for registers and the shared memory suffices; ``tests/test_triton_compile.py`` compiles every plan for
-    several GPUs.
+    "block" as long as a program can hold all weights; else "grid" as long as all programs run at once with a part of
+    them each, and "stream". The bounds are those within which the compiler needs no memory for registers and the shared
+    memory suffices; ``tests/test_triton_compile.py`` compiles every plan for several GPUs.
 
     Args:
         number: bytes that a number takes as a factor, see ``precision.size``.
@@ -81,11 +99,11 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
     K = power_of_two(H)
     if device is INTERPRETER:
         return [Plan("block", K, 64, 4, 4)]
-    found = []
     weights = 4 * K * K * number
     if weights <= (96 if number == 8 else 128) * KB and weights + 24 * KB <= device.shared:
         warps = 8 if K >= 128 or K * number >= 256 else 4
-        found.append(Plan("block", K, 8, warps, warps))
+        return [Plan("block", K, 8, warps, warps)]
+    found = []
     room = min(device.shared, (96 if number == 8 else 192) * KB)
     for block_b in (8, 16) if number == 2 else (8,):
         weights, state = 4 * 16 * K * number, K * block_b * number
@@ -94,18 +112,31 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
         # needed to load many weights
         few = weights <= (64 if number == 2 else 32) * KB
         made = Plan("grid", 16, block_b, block_b // 2 if few else warps, warps)
-        blocks, tiles, _ = made.programs(H, B, D)
-        # the backward pass takes in the gradients of all four gates, an odd H one number at a time
-        fits = weights + 4 * state <= room and (H % 2 == 0 or K < 1024)
-        if blocks * tiles * D <= device.processors and fits:
+        # the backward pass takes in the gradients of all four gates
+        if math.prod(made.items(H, B, D)) <= device.processors and weights + 4 * state <= room:
             found.append(made)
-    for block_h, block_b in ((16, 16), (16, 32), (32, 16)):
-        made = Plan("stream", block_h, block_b, 8, 8)
-        blocks, tiles, _ = made.programs(H, B, D)
-        if blocks * tiles * D <= device.processors and H % 8 == 0:  # else loads of a few bytes
-            found.append(made)
-            break  # more programs read the weights faster
-    return [*found, Plan("steps", 16, 32, 4, 8 if H % 2 else 4)]
+    streamed = [Plan("stream", *tile, 8, 8) for tile in tiles(device, H, number)]
+    streamed.sort(key=lambda plan: stream_reads(plan, device, H, B, D))
+    return found + streamed[:2]
+
+
+def tiles(device: Device, H: int, number: int) -> list[tuple[int, int]]:
+    """block_h and block_b of streamed plans that fit."""
+    if H % 4:  # numbers come one or two at a time, a register each
+        return [(16, 16)]
+    found = [(16, 16), (16, 32), (32, 16), (32, 32)]
+    if H % 8 == 0 and (number == 2 or device.shared > 128 * KB):
+        found.append((32, 64))
+    if H % 8 == 0 and number == 2 and device.capability == 90:
+        found.append((64, 64))
+    return found
+
+
+def stream_reads(plan: Plan, device: Device, H: int, B: int, D: int) -> int:
+    """What a program reads in a step, in numbers of H: forward 4 block_h + block_b for an item, backward four times
+    block_h + block_b. L2 is what streamed weights wait for."""
+    items, programs = math.prod(plan.items(H, B, D)), math.prod(plan.programs(device, H, B, D))
+    return -(-items // programs) * (8 * plan.block_h + 5 * plan.block_b)
 
 
 @lru_cache(maxsize=4096)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .backward import backward_kernel
+from .backward_streamed import backward_streamed_kernel
 from .entering import entering_kernel
 from .forward import forward_kernel
-from .matmul import matmul
+from .forward_streamed import forward_streamed_kernel
 from .plan import INTERPRETER, Device, Plan, device_of, plan
 from .precision import products, size
 from .sequence import Chunk, Sequence
@@ -64,44 +65,37 @@ def forward(
     """
     D, B, H = h0.shape
     chosen, device = _plan(h0, H, B, D)
+    # what enters a step and what leaves it, in turn
+    h_state = _aligned(h0).repeat(2, 1, 1, 1)
     c_state = c0.to(torch.float32, copy=True)
-    h_n = h0.clone()
     fixed = dict(
-        **_by_direction("weight_hh", _aligned(weights.w_hh, chosen)),
+        **_by_direction("weight_hh", list(map(_aligned, weights.w_hh))),
         **_by_direction("bias_ih", weights.b_ih),
         **_by_direction("bias_hh", weights.b_hh),
+        h_state=h_state,
         c_state=c_state,
-        h_n=h_n,
         output=output,
         cells=saved.cells,
         gates=saved.gates,
-        CHAINS=chosen.chains(H),
+        **chosen.forward(H, size(h0.dtype)),
         num_warps=chosen.forward_warps,
         **_common(at, H, chosen, h0.dtype),
     )
-    launch = forward_kernel[chosen.programs(H, B, D)]
-    product = None
-    if chosen.way == "steps":
-        product = h0.new_empty((D, B, 4 * H), dtype=torch.float32)
+    kernel = forward_streamed_kernel if chosen.way == "stream" else forward_kernel
+    launch = kernel[chosen.programs(device, H, B, D)]
     for chunk in at.chunks(D, MOST_GATE_INPUTS // (16 * H * D)):
         x_gates = gate_inputs(chunk)
         for begin, end in _launches(chosen, device, chunk.begin, chunk.end):
-            if product is not None:
-                for direction, w in enumerate(weights.w_hh):
-                    matmul(h_n[direction], w.t(), out=product[direction])
             launch(
                 **fixed,
-                **_waiting(chosen, device, h0),
-                # programs that wait for each other read what enters a launch while others already write what leaves it
-                h0=h0 if begin == 0 else h_n.clone() if chosen.waits else h_n,
+                **_waiting(chosen, h0),
                 gate_inputs=x_gates,
                 **_by_direction("first_row", [here.start for here in chunk.rows], absent=0),
                 M=x_gates.size(1),
-                product=product,
                 s_begin=begin,
                 s_end=end,
             )
-    return h_n, c_state.to(c0.dtype)
+    return h_state[at.T % 2, :, :, :H], c_state.to(c0.dtype)
 
 
 def backward(
@@ -132,22 +126,21 @@ def backward(
         gates=saved.gates,
         cells=saved.cells,
         c0=c0,
-        **_by_direction("weight_hh", _aligned(weights.w_hh, chosen)),
+        **_by_direction("weight_hh", list(map(_aligned, weights.w_hh))),
         grad_output=grad_output,
         grad_cells=grad_cells,
         grad_h=grad_h,
         grad_c=grad_c,
         gate_gradients=found,
-        PARTS=chosen.backward_warps,
+        exchanged=found.new_zeros((2, D, B, _multiple(4 * H))) if chosen.waits else None,
+        **chosen.backward(H, size(c0.dtype)),
         num_warps=chosen.backward_warps,
         **_common(at, H, chosen, c0.dtype),
     )
-    launch = backward_kernel[chosen.programs(H, B, D)]
-    product = torch.empty_like(grad_h) if chosen.way == "steps" else None
+    kernel = backward_streamed_kernel if chosen.way == "stream" else backward_kernel
+    launch = kernel[chosen.programs(device, H, B, D)]
     for begin, end in _launches(chosen, device, 0, at.T + 1):
-        if product is not None and begin > 0:
-            _step_product(found, weights.w_hh, at, at.T - begin, product)
-        launch(**fixed, **_waiting(chosen, device, c0), product=product, k_begin=begin, k_end=end)
+        launch(**fixed, **_waiting(chosen, c0), n_begin=begin, n_end=end)
     return found
 
 
@@ -182,16 +175,9 @@ def states(saved: Saved) -> Tensor:
     return found
 
 
-def _step_product(gradients: Tensor, w_hh: list[Tensor], at: Sequence, s: int, out: Tensor) -> None:
-    """Gate gradients of step s, (B, 4H) of each direction, times W_hh."""
-    for direction, w in enumerate(w_hh):
-        here = at.rows_of(s, s + 1, direction)
-        matmul(gradients[direction, here.start : here.stop], w, out=out[direction, : len(here)])
-
-
 def _launches(chosen: Plan, device: Device, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """The steps of each launch. The interpreter runs programs one after the other, so none may wait for another."""
-    if chosen.way == "steps" or (chosen.waits and device is INTERPRETER):
+    """The steps of each launch: all, but where programs run one after the other and would wait for one to come."""
+    if chosen.way == "grid" and device is INTERPRETER:
         return ((s, s + 1) for s in range(begin, end))
     return iter([(begin, end)])
 
@@ -201,12 +187,15 @@ def _plan(like: Tensor, H: int, B: int, D: int) -> tuple[Plan, Device]:
     return plan(device, H, B, D, size(like.dtype)), device
 
 
-def _aligned(w_hh: list[Tensor], chosen: Plan) -> list[Tensor]:
-    """(4H, H) -> (4H, W), zeros behind H: rows that begin where wide loads can. "steps" loads none."""
-    missing = -w_hh[0].size(1) % 16
-    if missing == 0 or chosen.way == "steps":
-        return w_hh
-    return [torch.nn.functional.pad(w, (0, missing)) for w in w_hh]
+def _multiple(n: int) -> int:
+    """n rounded up to a multiple of 16: rows that begin where wide loads can."""
+    return -(-n // 16) * 16
+
+
+def _aligned(t: Tensor) -> Tensor:
+    """(..., H) -> (..., W), zeros behind H."""
+    H = t.size(-1)
+    return t if H % 16 == 0 else torch.nn.functional.pad(t, (0, _multiple(H) - H))
 
 
 def _by_direction(name: str, values: list[Any], absent: Any = None) -> dict[str, Any]:
@@ -225,19 +214,17 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
         MULTIPLE=math.gcd(H, 16),
         BLOCK_H=chosen.block_h,
         BLOCK_B=chosen.block_b,
-        BLOCK_K=chosen.block_k(H, size(dtype)),
-        WAY=chosen.way,
         PRECISION=products(dtype),
         maxnreg=MOST_REGISTERS,
     )
 
 
-def _waiting(chosen: Plan, device: Device, like: Tensor) -> dict[str, Any]:
+def _waiting(chosen: Plan, like: Tensor) -> dict[str, Any]:
     """What the programs of a launch need that wait for each other: counters, and the promise of the driver that all
     of them run at once, or an error."""
-    if not chosen.waits or device is INTERPRETER:
+    if not chosen.waits:
         return dict(arrivals=None)
     D, B, H = like.shape
-    _, tiles, _ = chosen.programs(H, B, D)
+    _, tiles, _ = chosen.items(H, B, D)
     counters = torch.zeros((D, tiles), dtype=torch.int32, device=like.device)
     return dict(arrivals=counters, launch_cooperative_grid=True)

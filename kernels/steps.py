@@ -1,4 +1,4 @@
-"""What both recurrences share: where a step lies, the four gates of a block, and the barrier between programs.
+"""What the recurrences share: where a step lies, the four gates of a block, what a step makes of them, and its stores.
 Dimensions and blocks as in ``forward.py``.
 
 A direction's steps are numbered in its own order: s = 0 comes first, and its time is t = s, or T-1-s in reverse.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-STAGES = tl.constexpr(3)
-"""Loads of weights that are on their way while others are multiplied, for WAY "stream"."""
+from .cell import cell, cell_backward
 
 
 @triton.jit
@@ -73,6 +72,16 @@ def of_direction(direction, forward, reverse):
 
 
 @triton.jit
+def load_bias(direction, bias_ih, bias_hh, bias_ih_reverse, bias_hh_reverse, columns, exists):
+    """Both biases (4H,) of a direction, summed up: (4*BLOCK_H,) float32; zero where they are None."""
+    bias = tl.zeros(columns.shape, tl.float32)
+    if bias_ih is not None:
+        bias += tl.load(of_direction(direction, bias_ih, bias_ih_reverse) + columns, mask=exists, other=0.0)
+        bias += tl.load(of_direction(direction, bias_hh, bias_hh_reverse) + columns, mask=exists, other=0.0)
+    return bias
+
+
+@triton.jit
 def gate_columns(unit_block, H, BLOCK_H: tl.constexpr):
     """Where the block's four gates of each unit stand in 4H, and whether the unit exists: (4*BLOCK_H,)."""
     row = tl.arange(0, 4 * BLOCK_H)
@@ -82,8 +91,10 @@ def gate_columns(unit_block, H, BLOCK_H: tl.constexpr):
 
 @triton.jit
 def split_gates(block):
-    """(4*BLOCK_H, BLOCK_B) -> i, f, g, o of (BLOCK_H, BLOCK_B)."""
-    pairs = tl.permute(tl.reshape(block, (2, 2, block.shape[0] // 4, block.shape[1])), (2, 3, 1, 0))
+    """(4*BLOCK_H, BLOCK_B) -> i, f, g, o of (BLOCK_H, BLOCK_B), float32."""
+    pairs = tl.permute(
+        tl.reshape(block.to(tl.float32), (2, 2, block.shape[0] // 4, block.shape[1])), (2, 3, 1, 0)
+    )
     i_f, g_o = tl.split(pairs)
     i, f = tl.split(i_f)
     g, o = tl.split(g_o)
@@ -98,19 +109,42 @@ def join_gates(i, f, g, o):
 
 
 @triton.jit
-def arrive(arrivals):
-    """Tells the programs that share the counter ``arrivals`` that this one's stores so far may be read."""
-    tl.debug_barrier()  # every thread's stores come before the arrival, which one thread makes
-    tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
+def advance(a, c, h, kept, runs):
+    """A step: gates before their activation (4*BLOCK_H, BLOCK_B), and the states (BLOCK_H, BLOCK_B) that enter -> the
+    activated gates, and the states that leave. Those of a sequence that does not run stay; what is not ``kept``
+    enters as zero."""
+    i, f, g, o = split_gates(a)
+    i, f, g, o, c_new, h_new = cell(i, f, g, o, tl.where(kept, c, 0.0))
+    return i, f, g, o, tl.where(runs, c_new, c), tl.where(runs, h_new.to(h.dtype), h)
 
 
 @triton.jit
-def wait(arrivals, expected):
-    """Waits until the programs that share the counter have arrived ``expected`` times altogether. What each of them
-    stored before is then to be seen by the others in loads that go past L1 (".cg").
+def store_step(output, cells, gates, i, f, g, o, c, h, runs, own, rows, unit, direction, D, N, H, offsets):
+    """Stores what a step leaves for its caller, zero where a sequence does not run."""
+    # packed rows exist only where a sequence has a step
+    written = own if offsets is None else runs
+    row = rows[None, :]
+    unit = unit[:, None]
+    tl.store(output + row * (D * H) + direction * H + unit, tl.where(runs, h, 0.0), mask=written)
+    if cells is not None:
+        tl.store(cells + (direction * N + row) * H + unit, tl.where(runs, c, 0.0), mask=written)
+    if gates is not None:
+        at = gates + (direction * N + row) * (4 * H) + unit
+        tl.store(at, tl.where(runs, i, 0.0), mask=written)
+        tl.store(at + H, tl.where(runs, f, 0.0), mask=written)
+        tl.store(at + 2 * H, tl.where(runs, g, 0.0), mask=written)
+        tl.store(at + 3 * H, tl.where(runs, o, 0.0), mask=written)
 
-    All of them must run at once; ``tests/test_triton_barrier.py`` goes through every order in which they can.
-    """
-    while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") < expected:
-        pass
-    tl.debug_barrier()
+
+@triton.jit
+def retreat(i, f, g, o, c, c_prev, dh, dc, d_out, d_cells, kept, active, dtype: tl.constexpr):
+    """A step backwards: activated gates, the states c and c_prev, the gradients of both states as they come from the
+    step after, and those of the step's own results (any dtype) -> gradients of the gates before their activation
+    (4*BLOCK_H, BLOCK_B), zero where a sequence does not run, and of the c that entered."""
+    c_prev = tl.where(kept, c_prev.to(tl.float32), 0.0)
+    dh += d_out.to(tl.float32)
+    d_i, d_f, d_g, d_o, d_c = cell_backward(
+        i, f, g, o, c.to(tl.float32), c_prev, dh, dc + d_cells.to(tl.float32)
+    )
+    found = tl.where(active, join_gates(d_i, d_f, d_g, d_o), 0.0).to(dtype)
+    return found, tl.where(active, tl.where(kept, d_c, 0.0), dc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -39,12 +40,12 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_all_programs_of_a_grid_run_at_once(H: int, D: int, number: int) -> None:
     for B in (1, 7, 16, 33, 128, 5000):
         for plan in planning.candidates(GPU, H, B, D, number):
-            blocks, tiles, directions = plan.programs(H, B, D)
+            blocks, tiles, directions = plan.items(H, B, D)
             assert blocks * plan.block_h >= H and tiles * plan.block_b >= B and directions == D
             if plan.way == "block":
                 assert blocks == 1
-            if plan.waits:
-                assert blocks * tiles * D <= GPU.processors
+            else:
+                assert math.prod(plan.programs(GPU, H, B, D)) <= GPU.processors
 
 
 def test_the_way_by_size() -> None:
@@ -52,19 +53,28 @@ def test_the_way_by_size() -> None:
         return planning.plan(GPU, H, B, 1, number).way
 
     assert [way(H, 8) for H in (16, 64, 128, 256, 1024, 4096)] == ["block"] * 3 + ["grid"] * 2 + ["stream"]
-    assert [way(512, B) for B in (1, 16, 64, 1024)] == ["grid", "grid", "grid", "steps"]
-    assert [way(2048, B) for B in (1, 16, 32, 64)] == ["stream"] * 3 + ["steps"]
-    assert way(2047, 1) == "steps"
+    assert [way(512, B) for B in (1, 16, 64, 1024)] == ["grid", "grid", "grid", "stream"]
+    assert way(2047, 1) == "stream"
     assert [way(64, 8, number) for number in (2, 4, 8)] == ["block", "block", "grid"]
     assert [way(128, 8, number) for number in (2, 4, 8)] == ["block", "grid", "grid"]
+
+
+def test_tiles_of_streamed_weights_grow_with_the_work() -> None:
+    def tile(H: int, B: int) -> tuple[int, int]:
+        plan = planning.plan(GPU, H, B, 1, 2)
+        assert plan.way == "stream"
+        return plan.block_h, plan.block_b
+
+    assert [tile(2048, B) for B in (1, 32, 256, 4096)] == [(16, 16), (16, 32), (64, 64), (64, 64)]
+    assert tile(2047, 4096) == (16, 16), "an odd row has no wide loads"
 
 
 def test_the_fastest_is_kept_and_taken_from_the_next_process_on(tmp_path: Path) -> None:
     def measure(size: tune.Size, plan: Plan) -> float:
         return (
-            {"block": 3.0, "grid": 2.0, "stream": 2.5, "steps": 1.0}[plan.way]
+            {"grid": 2.0, "stream": 1.0}[plan.way] + plan.block_b / 100
             if size[1] == 8
-            else 1.0 + (plan.way == "steps")
+            else 1.0 + (plan.way == "stream")
         )
 
     path = planning.cached(GPU.name)
@@ -72,10 +82,10 @@ def test_the_fastest_is_kept_and_taken_from_the_next_process_on(tmp_path: Path) 
     found = tune.tune(GPU, sizes, measure, path)
     assert path.is_relative_to(tmp_path) and path.name == "a-gpu-that-nobody-has.json"
     assert {name: plan.way for name, plan in found.items()} == {
-        "K=256 B<=8 D=1 bytes=2": "steps",
+        "K=256 B<=8 D=1 bytes=2": "stream",
         "K=256 B<=16 D=1 bytes=2": "grid",
     }
-    assert planning.plan(GPU, 200, 5, 1, 2).way == "steps"
+    assert planning.plan(GPU, 200, 5, 1, 2).way == "stream"
     assert planning.plan(GPU, 200, 9, 1, 2).way == "grid"
     assert planning.plan(GPU, 200, 5, 2, 2).way == "grid", "never measured: the first that fits"
 

@@ -31,8 +31,10 @@ from cnnlstm_fast.backends import triton as backend
 backend.kernels()
 from cnnlstm_fast.kernels import plan as planning
 from cnnlstm_fast.kernels.backward import backward_kernel
+from cnnlstm_fast.kernels.backward_streamed import backward_streamed_kernel
 from cnnlstm_fast.kernels.entering import entering_kernel
 from cnnlstm_fast.kernels.forward import forward_kernel
+from cnnlstm_fast.kernels.forward_streamed import forward_streamed_kernel
 from cnnlstm_fast.kernels.plan import Device, Plan, power_of_two
 from cnnlstm_fast.kernels.recurrence import MOST_REGISTERS
 from cnnlstm_fast.kernels.states import states_kernel
@@ -47,11 +49,13 @@ GPUS = {
 }
 KERNELS = {
     "forward": forward_kernel,
+    "forward streamed": forward_streamed_kernel,
     "backward": backward_kernel,
+    "backward streamed": backward_streamed_kernel,
     "entering": entering_kernel,
     "states": states_kernel,
 }
-FLOAT32 = {"gate_inputs", "c_state", "product", "grad_h", "grad_c"}
+FLOAT32 = {"gate_inputs", "c_state", "grad_h", "grad_c"}
 INT64 = {"lengths", "offsets"}
 NUMBER_BYTES = {("fp32", "tf32"): 4, ("fp32", "tf32x3"): 8, ("bf16", "tf32"): 2, ("fp16", "tf32"): 2}
 OPTIONAL = {
@@ -59,7 +63,7 @@ OPTIONAL = {
 }  # fmt: skip
 HIDDEN = (1, 8, 24, 48, 50, 64, 96, 100, 128, 200, 256, 300, 400, 512, 1001, 1024, 1536, 2048, 4096)
 NUMBERS = {
-    "first_row", "first_row_reverse", "M", "T", "B", "N", "H", "s_begin", "s_end", "k_begin", "k_end",
+    "first_row", "first_row_reverse", "M", "T", "B", "N", "H", "s_begin", "s_end", "n_begin", "n_end",
 }  # fmt: skip
 
 
@@ -76,13 +80,13 @@ class Job(NamedTuple):
 
 def jobs(sm: int) -> list[Job]:
     found: dict[Any, Job] = {}
-    sizes = itertools.product(NUMBER_BYTES.items(), HIDDEN, (1, 32, 64, 1024), (1, 2))
+    sizes = itertools.product(NUMBER_BYTES.items(), HIDDEN, (1, 32, 64, 256, 1024), (1, 2))
     for ((dtype, precision), number), H, B, D in sizes:
         for made in planning.candidates(GPUS[sm], H, B, D, number):
             if dtype == "fp16" and (made.way != "block" or H != 64):
                 continue
-            held = None if made.way in ("stream", "steps") else power_of_two(H)
-            for kernel, full in itertools.product(("forward", "backward"), (False, True)):
+            held, suffix = (None, " streamed") if made.way == "stream" else (power_of_two(H), "")
+            for kernel, full in itertools.product(("forward" + suffix, "backward" + suffix), (False, True)):
                 job = Job(kernel, sm, dtype, precision, made, H, 1 + full, full)
                 found.setdefault((*job[:5], held, math.gcd(H, 16), full), job)
     others = [
@@ -99,34 +103,25 @@ def source(job: Job) -> ASTSource:
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {"BLOCK_H": 128, "BLOCK_B": 16, "MULTIPLE": math.gcd(job.H, 16)}
     if job.plan is not None:
-        constants |= {
-            "BLOCK_H": job.plan.block_h,
-            "BLOCK_B": job.plan.block_b,
-            "BLOCK_K": job.plan.block_k(job.H, NUMBER_BYTES[job.dtype, job.precision]),
-            "WAY": job.plan.way,
-            "PRECISION": job.precision,
-        }
-        if job.kernel == "forward":
-            constants["CHAINS"] = job.plan.chains(job.H)
-        else:
-            constants["PARTS"] = job.plan.backward_warps
+        of_pass = job.plan.forward if job.kernel.startswith("forward") else job.plan.backward
+        constants |= {"BLOCK_H": job.plan.block_h, "BLOCK_B": job.plan.block_b, "PRECISION": job.precision}
+        constants |= of_pass(job.H, NUMBER_BYTES[job.dtype, job.precision])
     attributes = {}
-    way = "" if job.plan is None else job.plan.way
+    waits = job.plan is not None and job.plan.waits
     for index, name in enumerate(kernel.arg_names):
         absent = (
             (
                 name in OPTIONAL
                 and not job.full
-                and not (name in ("cells", "gates") and job.kernel == "backward")
+                and not (name in ("cells", "gates") and not job.kernel.startswith("forward"))
             )
-            or (name == "offsets" and job.full and job.kernel == "backward")
+            or (name == "offsets" and job.full and job.kernel.startswith("backward"))
             or (
                 name.endswith("_reverse")
                 and name not in NUMBERS
                 and (job.directions == 1 or ("bias" in name and not job.full))
             )
-            or (name == "product" and way != "steps")
-            or (name == "arrivals" and way not in ("grid", "stream"))
+            or (name in ("arrivals", "exchanged") and not waits)
         )
         if name in constants or absent:
             constants.setdefault(name, None)
@@ -150,7 +145,7 @@ def source(job: Job) -> ASTSource:
 def compiled(job: Job) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if job.plan is not None:
-        warps = job.plan.forward_warps if job.kernel == "forward" else job.plan.backward_warps
+        warps = job.plan.forward_warps if job.kernel.startswith("forward") else job.plan.backward_warps
         options = {"num_warps": warps, "maxnreg": MOST_REGISTERS}
         options["launch_cooperative_grid"] = job.plan.waits
     result: dict[str, Any] = job._asdict() | {"plan": job.plan, "most_shared": GPUS[job.sm].shared}
