@@ -60,6 +60,9 @@ def backward_streamed_kernel(
     N = tl.cast(N, tl.int64)
     plane = tl.cast(D, tl.int64) * B * R  # of what is exchanged
     dtype = gate_gradients.dtype.element_ty
+    early: tl.constexpr = (
+        BLOCK_H * BLOCK_B < 2048
+    )  # a large tile has no registers for its gates during the product
     # one stage: no load of an item may start before its barrier
     for n in tl.range(n_begin, n_end, num_stages=1):
         for item in tl.range(tl.program_id(0), D * tiles * blocks, tl.num_programs(0), num_stages=1):
@@ -90,18 +93,9 @@ def backward_streamed_kernel(
             c_source = tl.where(started, own_cells, c0) + tl.where(started, before, lane) * H
             c_prev = tl.load(c_source[None, :] + unit, mask=own, other=0.0)
             c = load_rows(own_cells, t, unit, exists, H, batch, length, T, B, offsets)
-            a = load_rows(
-                gates + direction * N * (4 * H),
-                t,
-                columns,
-                column_exists,
-                4 * H,
-                batch,
-                length,
-                T,
-                B,
-                offsets,
-            )
+            own_gates = gates + direction * N * (4 * H)
+            if early:
+                a = load_rows(own_gates, t, columns, column_exists, 4 * H, batch, length, T, B, offsets)
             # a value that is converted must have come: not before the product
             d_out = tl.zeros((BLOCK_H, BLOCK_B), dtype)
             if grad_output is not None:
@@ -115,7 +109,7 @@ def backward_streamed_kernel(
             dc = tl.load(grad_c + state_at, mask=own, other=0.0)
             dh = tl.load(grad_h + state_at, mask=own & ~ran[None, :], other=0.0)
 
-            unforeseen = wait(arrivals + group, (n - n_begin) * blocks)
+            wait(arrivals + group, (n - n_begin) * blocks)
             w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
             source = exchanged + n % 2 * plane + (lane * R)[None, :]
             recurrent = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
@@ -127,17 +121,13 @@ def backward_streamed_kernel(
                 recurrent = tl.dot(w, p, recurrent, input_precision=PRECISION)
             # the gradient of h_s: through step s+1 where the sequence has one, else as it came
             dh = tl.where(ran[None, :], tl.where(passed[None, :], recurrent, 0.0), dh)
+            if not early:
+                a = load_rows(own_gates, t, columns, column_exists, 4 * H, batch, length, T, B, offsets)
             i, f, g, o = split_gates(a)
             found, dc = retreat(
                 i, f, g, o, c, c_prev, dh, dc, d_out, d_cells, kept[None, :], active[None, :], dtype
             )
 
-            # computed anew: addresses from before the product would be kept in registers through it
-            unit = (unit_block + unforeseen) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
-            columns, column_exists = gate_columns(unit_block + unforeseen, H, BLOCK_H)
-            columns, column_exists = columns[:, None], column_exists[:, None]
-            state_at = lane[None, :] * H + unit
-            own = (unit < H) & (batch < B)[None, :]
             leaving = exchanged + (n + 1) % 2 * plane + (lane * R)[None, :]
             tl.store(leaving + columns, found, mask=column_exists & (batch < B)[None, :])
             tl.store(grad_c + state_at, dc, mask=own)

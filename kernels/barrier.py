@@ -21,11 +21,7 @@ def arrive(arrivals):
 @triton.jit
 def wait(arrivals, expected):
     """Waits until the programs that share the counter have arrived ``expected`` times altogether. What each of them
-    stored before is then to be seen by the others in loads that go past L1 (".cg"). All of them must run at once.
-
-    Returns zero, which the compiler cannot foresee."""
-    seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
-    while seen < expected:
-        seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
+    stored before is then to be seen by the others in loads that go past L1 (".cg"). All of them must run at once."""
+    while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") < expected:
+        pass
     tl.debug_barrier()
-    return tl.minimum(seen, 0)

@@ -112,24 +112,20 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
         # needed to load many weights
         few = weights <= (64 if number == 2 else 32) * KB
         made = Plan("grid", 16, block_b, block_b // 2 if few else warps, warps)
-        # the backward pass takes in the gradients of all four gates
-        if math.prod(made.items(H, B, D)) <= device.processors and weights + 4 * state <= room:
+        # the backward pass takes in the gradients of all four gates, and an odd H makes it store one number at a time
+        fits = weights + 4 * state <= room and (H % 2 == 0 or K < 1024)
+        if math.prod(made.items(H, B, D)) <= device.processors and fits:
             found.append(made)
-    streamed = [Plan("stream", *tile, 8, 8) for tile in tiles(device, H, number)]
+    streamed = [Plan("stream", *tile, 8, 8) for tile in tiles(H)]
     streamed.sort(key=lambda plan: stream_reads(plan, device, H, B, D))
     return found + streamed[:2]
 
 
-def tiles(device: Device, H: int, number: int) -> list[tuple[int, int]]:
+def tiles(H: int) -> list[tuple[int, int]]:
     """block_h and block_b of streamed plans that fit."""
     if H % 4:  # numbers come one or two at a time, a register each
         return [(16, 16)]
-    found = [(16, 16), (16, 32), (32, 16), (32, 32)]
-    if H % 8 == 0 and (number == 2 or device.shared > 128 * KB):
-        found.append((32, 64))
-    if H % 8 == 0 and number == 2 and device.capability == 90:
-        found.append((64, 64))
-    return found
+    return [(16, 16), (16, 32), (32, 16), (32, 32), *([] if H % 8 else [(32, 64)])]
 
 
 def stream_reads(plan: Plan, device: Device, H: int, B: int, D: int) -> int:

@@ -65,7 +65,7 @@ def test_tiles_of_streamed_weights_grow_with_the_work() -> None:
         assert plan.way == "stream"
         return plan.block_h, plan.block_b
 
-    assert [tile(2048, B) for B in (1, 32, 256, 4096)] == [(16, 16), (16, 32), (64, 64), (64, 64)]
+    assert [tile(2048, B) for B in (1, 32, 256, 4096)] == [(16, 16), (16, 32), (32, 64), (32, 64)]
     assert tile(2047, 4096) == (16, 16), "an odd row has no wide loads"
 
 
