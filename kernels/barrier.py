@@ -22,6 +22,7 @@ def arrive(arrivals):
 def wait(arrivals, expected):
     """Waits until the programs that share the counter have arrived ``expected`` times altogether. What each of them
     stored before is then to be seen by the others in loads that go past L1 (".cg"). All of them must run at once."""
-    while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") < expected:
-        pass
+    seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
+    while seen < expected:
+        seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
     tl.debug_barrier()
