@@ -60,9 +60,8 @@ def backward_streamed_kernel(
     N = tl.cast(N, tl.int64)
     plane = tl.cast(D, tl.int64) * B * R  # of what is exchanged
     dtype = gate_gradients.dtype.element_ty
-    early: tl.constexpr = (
-        BLOCK_H * BLOCK_B < 2048
-    )  # a large tile has no registers for its gates during the product
+    # a large tile has no registers for its gates during the product
+    early: tl.constexpr = BLOCK_H * BLOCK_B < 2048
     # one stage: no load of an item may start before its barrier
     for n in tl.range(n_begin, n_end, num_stages=1):
         for item in tl.range(tl.program_id(0), D * tiles * blocks, tl.num_programs(0), num_stages=1):

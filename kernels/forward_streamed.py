@@ -87,9 +87,8 @@ def forward_streamed_kernel(
             first = tl.where(direction == 0, first_row, first_row_reverse)
             x = gate_inputs + (direction * tl.cast(M, tl.int64) - first) * (4 * H)
             sum = load_rows(x, t, columns[:, None], exists[:, None], 4 * H, batch, length, T, B, offsets)
-            sum += load_bias(direction, bias_ih, bias_hh, bias_ih_reverse, bias_hh_reverse, columns, exists)[
-                :, None
-            ]
+            bias = load_bias(direction, bias_ih, bias_hh, bias_ih_reverse, bias_hh_reverse, columns, exists)
+            sum += bias[:, None]
             # only this program reads and writes it
             c_at = c_state + lane[None, :] * H + unit[:, None]
             c = tl.load(c_at, mask=own, other=0.0)

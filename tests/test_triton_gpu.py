@@ -100,9 +100,10 @@ def test_captured_and_replayed(way: str) -> None:
             assert torch.equal(output, made(x)[0])
 
 
-def test_two_streams_at_once() -> None:
+@pytest.mark.parametrize("way", ["grid", "stream", "stream of many tiles"])
+def test_two_streams_at_once(way: str) -> None:
     """Two launches whose programs wait for each other must not take each other's places."""
-    made, x = layer("grid")
+    made, x = layer(way)
     with torch.inference_mode():
         expected = made(x)[0]
         streams = [torch.cuda.Stream(), torch.cuda.Stream()]
@@ -177,7 +178,7 @@ def test_sizes_of_real_models(H: int, dtype: torch.dtype) -> None:
 def test_under_the_sanitizer(tool: str) -> None:
     script = (
         "import torch, cnnlstm_fast\n"
-        "for H in (20, 200):\n"
+        "for H in (20, 200, 1100):\n"
         "    m = cnnlstm_fast.LSTM(5, H, bidirectional=True, device='cuda', backend='triton')\n"
         "    m(torch.randn(3, 2, 5, device='cuda'))[0].sum().backward()\n"
         "torch.cuda.synchronize()\n"

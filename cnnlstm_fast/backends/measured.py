@@ -131,8 +131,8 @@ class Table:
 
 def kind(spec: LSTMSpec) -> str:
     """The name of the kind that a call belongs to. On a CPU a stack costs what its layers do; cuDNN runs layers at
-    the same time, so that stacks are a kind of their own there. float16 goes by the
-    points of bfloat16 there, which tensor cores multiply at the same rate."""
+    the same time, so that stacks are a kind of their own there. float16 goes by the points of bfloat16
+    there, which tensor cores multiply at the same rate."""
     on_gpu = spec.device == "cuda"
     dtype = torch.bfloat16 if on_gpu and spec.dtype == torch.float16 else spec.dtype
     mode = "training" if spec.grad else "inference"
