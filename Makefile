@@ -17,7 +17,7 @@ help:
 demo: $(STAMPS)/demo $(STAMPS)/native
 	@$(BIN)/cnnlstm-fast demo
 
-test: $(STAMPS)/test $(STAMPS)/native
+test: $(STAMPS)/test $(STAMPS)/native $(STAMPS)/host
 	@$(BIN)/python -m pytest tests $(wildcard bench/test_*.py) --benchmark-disable
 
 lint: $(STAMPS)/dev
@@ -44,7 +44,7 @@ build: $(STAMPS)/native
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f cnnlstm_fast/*.so cnnlstm_fast/_build_notes.json $(STAMPS)/native
+	rm -f cnnlstm_fast/*.so cnnlstm_fast/_build_notes.json $(STAMPS)/native $(STAMPS)/host
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else \
@@ -67,6 +67,12 @@ FORCE:
 $(STAMPS)/native: $(STAMPS)/base $(STAMPS)/switches $(NATIVE_SOURCES)
 	@echo "== native libraries"
 	@$(BIN)/python setup.py -q build_native --inplace
+	@touch $@
+
+# The CUDA kernels for the CPU, which tests run.
+$(STAMPS)/host: $(STAMPS)/test $(STAMPS)/switches $(NATIVE_SOURCES)
+	@echo "== CUDA kernels for the CPU"
+	@$(BIN)/python setup.py -q build_host
 	@touch $@
 
 # One stamp for each set of extras. The native libraries come first: the installation then finds them built.

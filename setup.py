@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "cnnlstm_fast"
 DEFAULT_ARCHS = "80;86;89;90a;100;120"
 NATIVE_FILES = ("_C*.so", "libcnnlstm_fast.*", "_build_notes.json")
+HOST_FILES = ("libcnnlstm_host.so", "host_device_test")
 
 
 class CannotBuild(Exception):
@@ -143,6 +144,16 @@ def run(step: str, command: list[str]) -> None:
         raise CannotBuild(f"{step} failed: {first}")
 
 
+def cmake(configure: list[str], target: str) -> Path:
+    """Configures and builds; one folder per configuration, so that each stays incremental. Where its results lie."""
+    key = hashlib.sha256("\n".join([*configure, os.environ.get("CXX", "")]).encode()).hexdigest()[:8]
+    folder = ROOT / "build" / "native" / f"{sys.implementation.cache_tag}-{key}"
+    run("configuring", [*configure, "-B", str(folder)])
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
+    run("compiling", [configure[0], "--build", str(folder), "--target", target, "--parallel", jobs])
+    return folder / "out"
+
+
 class build_native(Command):
     """Compiles the libraries into the package: into the source tree when editable or --inplace."""
 
@@ -171,15 +182,16 @@ class build_native(Command):
                 if cuda == "0":
                     raise CannotBuild("switched off by CNNLSTM_CUDA=0")
                 with_cuda = arguments + cuda_arguments()
-                self._cmake(with_cuda, "cnnlstm_cuda")
+                cmake(with_cuda, "cnnlstm_cuda")
                 arguments = with_cuda
             except CannotBuild as error:
                 notes["cuda_reason"] = str(error)
                 if cuda == "1":
                     raise SystemExit(f"cnnlstm_fast: CNNLSTM_CUDA=1, but {error}.") from None
                 say(f"CUDA part skipped: {error}")
-            built = self._cmake(arguments, "all")
-            notes |= json.loads((built[0].parent / "facts.json").read_text())
+            out = cmake(arguments, "all")
+            built = sorted(out.glob("*.so"))
+            notes |= json.loads((out / "facts.json").read_text())
         except CannotBuild as error:
             if native == "1":
                 raise SystemExit(f"cnnlstm_fast: CNNLSTM_NATIVE=1, but {error}.") from None
@@ -201,14 +213,38 @@ class build_native(Command):
         (target / "_build_notes.json").write_text(json.dumps(notes, indent=1) + "\n")
         self.distribution.native = bool(built)
 
-    def _cmake(self, configure: list[str], target: str) -> list[Path]:
-        """Configures and builds; one folder per configuration, so that each stays incremental."""
-        key = hashlib.sha256("\n".join([*configure, os.environ.get("CXX", "")]).encode()).hexdigest()[:8]
-        folder = ROOT / "build" / "native" / f"{sys.implementation.cache_tag}-{key}"
-        run("configuring", [*configure, "-B", str(folder)])
-        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
-        run("compiling", [configure[0], "--build", str(folder), "--target", target, "--parallel", jobs])
-        return sorted((folder / "out").glob("*.so"))
+
+class build_host(Command):
+    """Compiles the CUDA kernels for the CPU into build/host, where the tests find them."""
+
+    description = "compile the CUDA kernels for the CPU, for tests"
+    user_options = []  # noqa: RUF012
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        target = ROOT / "build" / "host"
+        shutil.rmtree(target, ignore_errors=True)
+        native = switch("CNNLSTM_NATIVE")
+        try:
+            if native == "0":
+                raise CannotBuild("switched off by CNNLSTM_NATIVE=0")
+            boost = Path(sysconfig.get_path("purelib")) / "cmeel.prefix"
+            if not (boost / "include" / "boost" / "context").is_dir():
+                raise CannotBuild("there is no Boost (pip install cmeel-boost)")
+            arguments = base_arguments(self.distribution.get_version())
+            out = cmake([*arguments, "-DCNNLSTM_HOST=ON", f"-DCMAKE_PREFIX_PATH={boost}"], "host")
+        except CannotBuild as error:
+            if native == "1":
+                raise SystemExit(f"cnnlstm_fast: CNNLSTM_NATIVE=1, but {error}.") from None
+            return say(f"the CUDA kernels for the CPU skipped: {error}")
+        target.mkdir(parents=True)
+        for name in HOST_FILES:
+            shutil.copy2(out / name, target / name)
 
 
 class NativeDistribution(Distribution):
@@ -243,5 +279,10 @@ setup(
     ],
     package_dir={f"{PACKAGE}.{name}": name for name in ("bench", "kernels")},
     distclass=NativeDistribution,
-    cmdclass={"build": build_all, "build_native": build_native, "bdist_wheel": bdist_wheel_after_build},
+    cmdclass={
+        "build": build_all,
+        "build_native": build_native,
+        "build_host": build_host,
+        "bdist_wheel": bdist_wheel_after_build,
+    },
 )

@@ -1,4 +1,5 @@
-"""What all tests share: the gpu marker, fixed seeds, pytest-timeout's setting where it is missing."""
+"""What all tests share: the gpu marker, fixed seeds, the CUDA kernels on the CPU, pytest-timeout's setting where it is
+missing."""
 
 from __future__ import annotations
 
@@ -13,6 +14,10 @@ import torch
 if not torch.cuda.is_available():
     # before anything imports Triton: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import host  # after that: it imports the package
+
+host.load()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

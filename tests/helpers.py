@@ -305,9 +305,8 @@ def check_case(
                 return got, eager, results(part(oracle), data, backward)
 
     size = case.T * case.B * case.H
-    interpreted = (
-        backend == "triton" and device == "cpu"
-    )  # slow, and a draw that fails asks for more by itself
+    interpreted = backend in ("triton", "cuda") and device == "cpu"
+    # slow, and a draw that fails asks for more by itself
     check(draw, dtype, 1 if interpreted or not size else min(8, 1 + 500 // size))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import aten, cpu, cpu_int8, reference, triton
+from . import aten, cpu, cpu_int8, cuda, reference, triton
 from .base import Backend, Outputs, Pace
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         cpu.BACKEND,
+        cuda.BACKEND,
         triton.BACKEND,
         aten.BACKEND,
         reference.BACKEND,

@@ -1,5 +1,7 @@
 // cnnlstm_fast._C: what was built, what this machine has and what it can reach. Free of PyTorch, so that it
 // can still speak where the operators' library cannot be loaded.
+#include "bindings/module.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,6 +18,7 @@
 #ifdef CNNLSTM_CUDA
 #include "cuda/ceilings.h"
 #include "cuda/facts.h"
+#include "cuda/micro.h"
 #endif
 #ifdef __linux__
 #include <sched.h>
@@ -128,7 +131,15 @@ std::vector<py::dict> cuda_devices() {
   return facts;
 }
 
-// A function of cuda/ceilings.h, whose error becomes an exception.
+py::dict cuda_gpu(int index) {
+  CnnlstmGpu gpu;
+  std::array<char, 512> message{};
+  if (cnnlstm_cuda_gpu(index, &gpu, message.data(), message.size()) != 0)
+    throw std::runtime_error(message.data());
+  return as_dict(gpu);
+}
+
+// A function of cuda/ceilings.h or micro.h, whose error becomes an exception.
 template <typename... Arguments>
 auto ceiling(auto* measure) {
   return [measure](Arguments... arguments) {
@@ -152,6 +163,7 @@ PYBIND11_MODULE(_C, m) {
         "GB/s of one core reading a buffer of that size over and over.");
   m.def("fma_rate", &cnnlstm::fma_rate, py::arg("seconds") = 0.2, release,
         "GFLOP/s of one core in f32, with the widest vectors of the machine.");
+  bind_plan(m);
 #ifdef CNNLSTM_CUDA
   m.def("cuda_devices", &cuda_devices, "One dict a GPU; an empty list without a driver or a GPU.");
   m.def("cuda_copy_bandwidth", ceiling<std::size_t, int>(&cnnlstm_cuda_copy_bandwidth),
@@ -160,11 +172,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_l2_latency", ceiling<std::size_t, int>(&cnnlstm_cuda_l2_latency),
         py::arg("bytes") = std::size_t{1} << 21, py::arg("hops") = 1 << 16, release,
         "Nanoseconds of a load out of L2: one thread follows pointers through a buffer that fits into it.");
-  m.def("cuda_block_barrier", ceiling<int>(&cnnlstm_cuda_block_barrier), py::arg("rounds") = 100000, release,
-        "Nanoseconds of a barrier among the 256 threads of a block.");
+  m.def("cuda_block_barrier", ceiling<int, int>(&cnnlstm_cuda_block_barrier), py::arg("rounds") = 100000,
+        py::arg("threads") = 256, release, "Nanoseconds of a barrier among the threads of a block.");
   m.def("cuda_cluster_barrier", ceiling<int>(&cnnlstm_cuda_cluster_barrier), py::arg("rounds") = 20000,
         release, "Nanoseconds of a barrier among the 8 blocks of a cluster.");
   m.def("cuda_grid_barrier", ceiling<int>(&cnnlstm_cuda_grid_barrier), py::arg("rounds") = 20000, release,
         "Nanoseconds of a barrier, through global memory, among one block for each multiprocessor.");
+  m.def("cuda_gpu", &cuda_gpu, py::arg("index"), "The facts of a GPU that a plan depends on.");
+  // Of the current GPU, as cuda/micro.h says.
+  m.def("micro_piece", ceiling<int, int>(&cnnlstm_micro_piece), py::arg("number"), py::arg("rounds") = 20000,
+        release);
+  m.def("micro_piece_latency", ceiling<int>(&cnnlstm_micro_piece_latency), py::arg("rounds") = 20000,
+        release);
+  m.def("micro_special", ceiling<int>(&cnnlstm_micro_special), py::arg("rounds") = 20000, release);
+  m.def("micro_cell", ceiling<int>(&cnnlstm_micro_cell), py::arg("rounds") = 20000, release);
+  m.def("micro_shared", ceiling<int>(&cnnlstm_micro_shared), py::arg("rounds") = 20000, release);
+  m.def("micro_exchange", ceiling<int, int, int, int, int>(&cnnlstm_micro_exchange), py::arg("cluster"),
+        py::arg("backward"), py::arg("groups"), py::arg("blocks"), py::arg("rounds") = 20000, release);
+  m.def("micro_l2", ceiling<int, int>(&cnnlstm_micro_l2), py::arg("blocks"), py::arg("rounds") = 20, release);
+  m.def("micro_launch", ceiling<int>(&cnnlstm_micro_launch), py::arg("rounds") = 1000, release);
 #endif
 }

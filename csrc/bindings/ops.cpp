@@ -1,27 +1,25 @@
 // The operators cnnlstm_fast::lstm and lstm_backward for torch's dispatcher: native kernels for the backends
-// "cpu" and "cpu-int8", the operators of the same schema implemented in Python for every other.
+// "cpu" and "cpu-int8", and for "cuda" on a GPU; the operators of the same schema implemented in Python for
+// every other.
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <mutex>
 #include <string>
 
+#include "bindings/below.h"
 #include "cpu/lstm.h"
 #include "cpu/prepacked.h"
 #include "cpu/threads.h"
 #include "operators_schema.h"
+#ifdef CNNLSTM_CUDA
+#include "bindings/lstm_cuda.h"
+#endif
 
 namespace cnnlstm {
 
 namespace {
-
-// The kernels call ATen below autograd and autocast: both have had their say when the operator is reached.
-struct BelowAutogradAndAutocast {
-  at::AutoDispatchBelowADInplaceOrView autograd;
-  c10::impl::ExcludeDispatchKeyGuard autocast{c10::autocast_dispatch_keyset};
-};
 
 // In a forked child ATen's own matrix products would wait for worker threads that were not forked with it
 // (DataLoader workers set one thread for the same reason).
@@ -42,6 +40,13 @@ ForwardResult lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tens
     return lstm_cpu(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
                     for_backward, all_cells, backend == "cpu-int8");
   }
+#ifdef CNNLSTM_CUDA
+  if (backend == "cuda" && input.is_cuda()) {
+    const BelowAutogradAndAutocast guard;
+    return lstm_cuda(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
+                     for_backward, all_cells);
+  }
+#endif
   static const auto python =
       c10::Dispatcher::singleton().findSchemaOrThrow("cnnlstm_fast::lstm_python", "").typed<decltype(lstm)>();
   return python.call(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
@@ -66,6 +71,14 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
                              lengths, reset, dropout_mask, output, cells, gates, hidden, bidirectional,
                              input_needs_grad, weights_need_grad);
   }
+#ifdef CNNLSTM_CUDA
+  if (backend == "cuda" && input.is_cuda()) {
+    const BelowAutogradAndAutocast guard;
+    return lstm_backward_cuda(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights,
+                              batch_sizes, lengths, reset, dropout_mask, output, cells, gates, hidden,
+                              bidirectional, input_needs_grad, weights_need_grad);
+  }
+#endif
   static const auto python = c10::Dispatcher::singleton()
                                  .findSchemaOrThrow("cnnlstm_fast::lstm_backward_python", "")
                                  .typed<decltype(lstm_backward)>();
@@ -88,5 +101,12 @@ TORCH_LIBRARY_IMPL(cnnlstm_fast, CPU, m) {
   m.impl("lstm", &lstm);
   m.impl("lstm_backward", &lstm_backward);
 }
+
+#ifdef CNNLSTM_CUDA
+TORCH_LIBRARY_IMPL(cnnlstm_fast, CUDA, m) {
+  m.impl("lstm", &lstm);
+  m.impl("lstm_backward", &lstm_backward);
+}
+#endif
 
 }  // namespace cnnlstm

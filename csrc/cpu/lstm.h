@@ -2,21 +2,9 @@
 // Every argument is checked: no call can read or write out of bounds.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <optional>
-#include <tuple>
-#include <vector>
+#include "bindings/call.h"
 
 namespace cnnlstm {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-// output, h_n, c_n, cells, gates, hidden.
-using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-// grad_input, grad_h0, grad_c0, grad_weights.
-using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
 // int8: products of quantized weights and activations, float32 tensors, not for_backward.
 ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,

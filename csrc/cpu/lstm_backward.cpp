@@ -39,14 +39,6 @@ void previous_hidden(const Problem& p, const at::Tensor& inner, const at::Tensor
   });
 }
 
-// A gradient that may be absent, checked and contiguous.
-at::Tensor checked_gradient(const char* name, const OptionalTensor& gradient, const Problem& p,
-                            at::IntArrayRef shape) {
-  if (!gradient.has_value() || !gradient->defined()) return {};
-  check_tensor(name, *gradient, p.options.dtype().toScalarType(), shape);
-  return gradient->contiguous();
-}
-
 const void* state_of(const at::Tensor& tensor, int64_t index) {
   return tensor.defined() ? tensor.select(0, index).const_data_ptr() : nullptr;
 }
@@ -65,17 +57,17 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
   const at::ScalarType dtype = input.scalar_type();
   const Kernels& kernel = kernels(dtype == at::kBFloat16);
   const int64_t width = p.D * p.P, states = p.L * p.D;
-  check_tensor("output", output, dtype, p.shape({}, width));
-  check_tensor("cells", cells, dtype, p.shape({states}, p.H));
-  check_tensor("gates", gates, dtype, p.shape({states}, 4 * p.H));
-  check_tensor("hidden", hidden, dtype, p.shape({p.L - 1}, width));
+  p.check("output", output, p.shape({}, width));
+  p.check("cells", cells, p.shape({states}, p.H));
+  p.check("gates", gates, p.shape({states}, 4 * p.H));
+  p.check("hidden", hidden, p.shape({p.L - 1}, width));
   const at::Tensor all_output = output.contiguous(), all_cells = cells.contiguous(),
                    all_gates = gates.contiguous(), all_hidden = hidden.contiguous(),
                    first_h = h0.contiguous(), first_c = c0.contiguous();
-  const at::Tensor last_grad_output = checked_gradient("grad_output", grad_output, p, p.shape({}, width));
-  const at::Tensor last_grad_h = checked_gradient("grad_h_n", grad_h_n, p, {states, p.B, p.P});
-  const at::Tensor last_grad_c = checked_gradient("grad_c_n", grad_c_n, p, {states, p.B, p.H});
-  const at::Tensor all_grad_cells = checked_gradient("grad_cells", grad_cells, p, p.shape({states}, p.H));
+  const at::Tensor last_grad_output = p.gradient("grad_output", grad_output, p.shape({}, width));
+  const at::Tensor last_grad_h = p.gradient("grad_h_n", grad_h_n, {states, p.B, p.P});
+  const at::Tensor last_grad_c = p.gradient("grad_c_n", grad_c_n, {states, p.B, p.H});
+  const at::Tensor all_grad_cells = p.gradient("grad_cells", grad_cells, p.shape({states}, p.H));
 
   const at::Tensor grad_h0 = at::empty({states, p.B, p.P}, p.options);
   const at::Tensor grad_c0 = at::empty({states, p.B, p.H}, p.options);

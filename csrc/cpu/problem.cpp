@@ -13,13 +13,6 @@ namespace cnnlstm {
 
 namespace {
 
-void check_cpu(const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.defined() && tensor.device().is_cpu() && tensor.layout() == at::kStrided, name,
-              " must be a dense CPU tensor, got ",
-              tensor.defined() ? c10::str(tensor.layout(), " on ", tensor.device()) : "an undefined one",
-              ".");
-}
-
 // Threads among which sharing a layer gains more than its barriers cost.
 int worthwhile_threads(const Problem& p) {
   if (is_forked_child()) return 1;
@@ -54,116 +47,35 @@ at::Tensor flat_rows(const at::Tensor& input) {
 
 }  // namespace
 
-void check_tensor(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef shape) {
-  check_cpu(name, tensor);
-  TORCH_CHECK(tensor.scalar_type() == dtype && tensor.sizes() == shape, name, " must be ", dtype,
-              " of shape ", shape, ", got ", tensor.scalar_type(), " of shape ", tensor.sizes(), ".");
-}
-
 Problem::Problem(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
-                 const std::optional<at::Tensor>& batch_sizes, const std::optional<at::Tensor>& lengths,
-                 const std::optional<at::Tensor>& reset, const std::optional<at::Tensor>& dropout_mask,
-                 bool bidirectional)
-    : weights_(weights) {
-  packed = batch_sizes.has_value();
-  check_cpu("input", input);
-  const at::ScalarType dtype = input.scalar_type();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "input must be float32 or bfloat16, got ", dtype,
-              ".");
-  TORCH_CHECK(input.dim() == (packed ? 2 : 3), "input must have ", packed ? 2 : 3, " dimensions, got shape ",
-              input.sizes(), ".");
-  TORCH_CHECK(h0.dim() == 3 && c0.dim() == 3, "h0 and c0 must have 3 dimensions, got shapes ", h0.sizes(),
-              " and ", c0.sizes(), ".");
-  options = at::TensorOptions().dtype(dtype).device(at::kCPU);
-  D = bidirectional ? 2 : 1;
-  L = h0.size(0) / D;
-  P = h0.size(2);
-  H = c0.size(2);
-  B = h0.size(1);
-  I = input.size(-1);
-  T = packed ? batch_sizes->numel() : input.size(0);
-  rows = packed ? input.size(0) : T * B;
-  TORCH_CHECK(L >= 1 && P >= 1 && H >= 1 && h0.size(0) == L * D, "h0 must be (layers * ", D,
-              ", batch, width), got ", h0.sizes(), ".");
-  check_tensor("h0", h0, dtype, {L * D, B, P});
-  check_tensor("c0", c0, dtype, {L * D, B, H});
-  if (!packed) check_tensor("input", input, dtype, {T, B, I});
-  check_weights();
-
+                 const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                 const OptionalTensor& reset, const OptionalTensor& dropout_mask, bool bidirectional)
+    : Call(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional) {
+  TORCH_CHECK(options.device().is_cpu(), "input must be on the CPU, got ", options.device(), ".");
+  TORCH_CHECK(dtype() == at::kFloat || dtype() == at::kBFloat16, "input must be float32 or bfloat16, got ",
+              dtype(), ".");
+  batch_.resize(B);
+  std::iota(batch_.begin(), batch_.end(), 0);
+  ragged = false;
   if (packed) {
-    TORCH_CHECK(!lengths.has_value() && !reset.has_value(),
-                "lengths and reset must be None with batch_sizes.");
-    read_batch_sizes(*batch_sizes);
+    active_ = this->batch_sizes;
   } else {
     read_lengths(lengths);
   }
+  valid_rows = std::accumulate(active_.begin(), active_.end(), int64_t(0));
+  active_.push_back(0);
   index_rows();
   if (reset.has_value()) {
-    check_tensor("reset", *reset, at::kBool, {T, B});
     reset_ = reset->contiguous();
     seq.reset = static_cast<const uint8_t*>(reset_.const_data_ptr());
   }
-  if (dropout_mask.has_value()) {
-    check_tensor("dropout_mask", *dropout_mask, dtype, shape({L - 1}, D * P));
-    mask_ = dropout_mask->contiguous();
-  }
+  if (dropout_mask.has_value()) mask_ = dropout_mask->contiguous();
   threads = worthwhile_threads(*this);
 }
 
-void Problem::check_weights() const {
-  const int64_t count = weights_.size();
-  auto& self = const_cast<Problem&>(*this);
-  self.weights_per_direction = count / (L * D);
-  TORCH_CHECK(
-      count == weights_per_direction * L * D && weights_per_direction >= 2 && weights_per_direction <= 5,
-      "weights must hold 2 to 5 tensors for each of ", L * D, " layers and directions, got ", count, ".");
-  self.has_bias = weights_per_direction >= 4;
-  self.has_projection = weights_per_direction % 2 == 1;
-  TORCH_CHECK(has_projection || P == H, "h0 must be as wide as c0 where weights hold no projection, got ", P,
-              " and ", H, ".");
-  const at::ScalarType dtype = options.dtype().toScalarType();
-  for (int64_t l = 0; l < L; ++l) {
-    for (int64_t d = 0; d < D; ++d) {
-      check_tensor("weights (w_ih)", weight(l, d, 0), dtype, {4 * H, l == 0 ? I : D * P});
-      check_tensor("weights (w_hh)", weight(l, d, 1), dtype, {4 * H, P});
-      if (has_bias) {
-        check_tensor("weights (b_ih)", weight(l, d, 2), dtype, {4 * H});
-        check_tensor("weights (b_hh)", weight(l, d, 3), dtype, {4 * H});
-      }
-      if (has_projection)
-        check_tensor("weights (w_hr)", weight(l, d, weights_per_direction - 1), dtype, {P, H});
-    }
-  }
-}
-
-void Problem::read_batch_sizes(const at::Tensor& batch_sizes) {
-  check_tensor("batch_sizes", batch_sizes, at::kLong, {T});
-  const at::Tensor sizes = batch_sizes.contiguous();
-  active_.assign(sizes.const_data_ptr<int64_t>(), sizes.const_data_ptr<int64_t>() + T);
-  active_.push_back(0);
-  int64_t before = B;
-  for (int64_t n : active_) {
-    TORCH_CHECK(n >= 0 && n <= before, "batch_sizes must never increase, from at most ", before, ", got ", n,
-                ".");
-    before = n;
-  }
-  valid_rows = std::accumulate(active_.begin(), active_.end(), int64_t(0));
-  TORCH_CHECK(valid_rows == rows, "batch_sizes must sum to the ", rows, " rows of input, got ", valid_rows,
-              ".");
-  ragged = false;
-  batch_.resize(B);
-  std::iota(batch_.begin(), batch_.end(), 0);
-}
-
-void Problem::read_lengths(const std::optional<at::Tensor>& lengths) {
-  active_.assign(T + 1, B);
-  active_[T] = 0;
-  batch_.resize(B);
-  std::iota(batch_.begin(), batch_.end(), 0);
-  valid_rows = T * B;
-  ragged = false;
+void Problem::read_lengths(const OptionalTensor& lengths) {
+  active_.assign(T, B);
   if (!lengths.has_value()) return;
-  check_tensor("lengths", *lengths, at::kLong, {B});
   const at::Tensor contiguous = lengths->contiguous();
   const int64_t* steps = contiguous.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < B; ++b) {
@@ -173,12 +85,10 @@ void Problem::read_lengths(const std::optional<at::Tensor>& lengths) {
   }
   if (!ragged) return;
   std::stable_sort(batch_.begin(), batch_.end(), [&](int64_t a, int64_t b) { return steps[a] > steps[b]; });
-  valid_rows = 0;
   int64_t n = B;
   for (int64_t t = 0; t < T; ++t) {
     while (n > 0 && steps[batch_[n - 1]] <= t) --n;
     active_[t] = n;
-    valid_rows += n;
   }
 }
 
@@ -242,17 +152,6 @@ at::Tensor Problem::between_layers(const at::Tensor& inner, int64_t l) const {
   const at::Tensor x = ragged ? inner.view({rows, D * P}).index_select(0, gather) : inner.view({rows, D * P});
   const at::Tensor mask = compact_mask(l);
   return mask.defined() ? x.mul(mask) : x;
-}
-
-std::vector<int64_t> Problem::shape(std::vector<int64_t> leading, int64_t width) const {
-  if (packed) {
-    leading.push_back(rows);
-  } else {
-    leading.push_back(T);
-    leading.push_back(B);
-  }
-  leading.push_back(width);
-  return leading;
 }
 
 void Problem::zero_padding(const at::Tensor& tensor) const {

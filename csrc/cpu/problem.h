@@ -3,9 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <vector>
 
+#include "bindings/call.h"
 #include "cpu/kernels.h"
 
 namespace cnnlstm {
@@ -14,21 +14,15 @@ namespace cnnlstm {
 // needs no copy.
 enum class InputOrder { compact, even, any };
 
-struct Problem {
-  // Throws c10::Error, one sentence, on the first argument that does not fit the others.
+struct Problem : Call {
+  // Throws like Call, and where lengths do not lie between 0 and T.
   Problem(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
-          const std::optional<at::Tensor>& batch_sizes, const std::optional<at::Tensor>& lengths,
-          const std::optional<at::Tensor>& reset, const std::optional<at::Tensor>& dropout_mask,
-          bool bidirectional);
+          const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
+          const OptionalTensor& dropout_mask, bool bidirectional);
 
-  int64_t T, B, I, H, P, L, D;
-  bool packed;         // input is (N, I), not (T, B, I)
   bool ragged;         // padded, but not every sequence has T steps
-  int64_t rows;        // of the caller's tensors: N or T * B
-  int64_t valid_rows;  // of them, those of a step that exists: the compact matrices have so many
-  bool has_bias, has_projection;
+  int64_t valid_rows;  // of the caller's rows, those of a step that exists: the compact matrices have so many
 
-  at::TensorOptions options;
   Sequences seq;      // points into the members below
   at::Tensor gather;  // ragged only: (valid_rows) int64, the caller's row of each compact row
   int threads;        // that are worth sharing one layer among
@@ -47,30 +41,16 @@ struct Problem {
   at::Tensor between_layers(const at::Tensor& inner, int64_t l) const;
   at::Tensor compact_mask(int64_t l) const;  // undefined without dropout
 
-  // (leading..., T, B, width) or (leading..., N, width).
-  std::vector<int64_t> shape(std::vector<int64_t> leading, int64_t width) const;
-
-  // Zeroes the rows of steps that do not exist in a tensor of that shape.
+  // Zeroes the rows of steps that do not exist in a tensor of `shape`.
   void zero_padding(const at::Tensor& tensor) const;
 
-  int64_t weights_per_direction;
-
  private:
-  at::Tensor weight(int64_t l, int64_t d, int64_t k) const {
-    return weights_[(l * D + d) * weights_per_direction + k];
-  }
-  void check_weights() const;
-  void read_batch_sizes(const at::Tensor& batch_sizes);
-  void read_lengths(const std::optional<at::Tensor>& lengths);
+  void read_lengths(const OptionalTensor& lengths);
   void index_rows();
 
-  at::TensorList weights_;
   at::Tensor reset_, mask_;
   std::vector<int64_t> active_, batch_, rows_step_, rows_row_, compact_step_, compact_row_, input_step_,
       input_row_;
 };
-
-// "<name> must be ... of shape ..., got ...": tensor is a strided CPU tensor of that dtype and shape.
-void check_tensor(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef shape);
 
 }  // namespace cnnlstm

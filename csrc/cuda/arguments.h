@@ -1,9 +1,11 @@
 // What the recurrence kernels are handed: plain data, raw pointers, sizes and strides in elements.
 //
-// T steps, B sequences, H hidden_size, D directions, N rows: T*B (row t*B + b), or those of a packed sequence. Arrays of gates hold
-// the four gates i f g o of a unit beside each other: (..., H, 4). `number` is the dtype of the call.
+// T steps, B sequences, H hidden_size, D directions, N rows: T*B (row t*B + b), or those of a packed
+// sequence. Arrays of gates hold the four gates i f g o of a unit beside each other: (..., H, 4). `number` is
+// the dtype of the call.
 //
-// A direction's steps are numbered in its own order: s = 0 comes first, and its time is t = s, or T-1-s in reverse.
+// A direction's steps are numbered in its own order: s = 0 comes first, and its time is t = s, or T-1-s in
+// reverse.
 #pragma once
 
 #include <stdint.h>
@@ -33,13 +35,15 @@ typedef struct {
   int64_t H;
   CnnlstmRows rows;
   int64_t begin, end;  // steps of this launch
-  // gate_inputs[d] + (row - first_row[d]) * gate_inputs_stride: W_ih x of a row, (H, 4) float32, 16-byte aligned
+  // gate_inputs[d] + (row - first_row[d]) * gate_inputs_stride: W_ih x of a row, (H, 4) float32, 16-byte
+  // aligned
   const float* gate_inputs[2];
   int64_t first_row[2], gate_inputs_rows[2], gate_inputs_stride;
   const void* weight_hh[2];  // (4H, H) in nn.LSTM's order; row r, column k at weight_hh[d] + r*H + k
   const void* bias_ih[2];    // (4H,) in nn.LSTM's order, or NULL
   const void* bias_hh[2];
-  const void* h_in;  // (D, B, H) number: enters step `begin`; h_out: leaves step end-1. No array overlaps another.
+  const void*
+      h_in;  // (D, B, H) number: enters step `begin`; h_out: leaves step end-1. No array overlaps another.
   void* h_out;
   const void* c_in;  // (D, B, H), float32 where c_in_float else number
   void* c_out;
@@ -54,20 +58,21 @@ typedef struct {
   int D;
   int64_t H;
   CnnlstmRows rows;
-  const void* weight_hh[2];    // (4H, H) in nn.LSTM's order
-  const void* gates;           // (D, N, H, 4) as the forward pass left them
-  const void* cells;           // (D, N, H)
-  const void* c0;              // (D, B, H) number
-  const void* grad_output;     // (N, D*H), or NULL
-  const void* grad_cells;      // (D, N, H), or NULL
-  const void* grad_h_n;        // (D, B, H) number, or NULL
-  const void* grad_c_n;        // (D, B, H) number, or NULL
-  void* grad_h0;               // (D, B, H) number
-  void* grad_c0;               // (D, B, H) number
-  void* gate_gradients;        // (N, D, H, 4) before the activation, zero where a sequence has ended
+  const void* weight_hh[2];  // (4H, H) in nn.LSTM's order
+  const void* gates;         // (D, N, H, 4) as the forward pass left them
+  const void* cells;         // (D, N, H)
+  const void* c0;            // (D, B, H) number
+  const void* grad_output;   // (N, D*H), or NULL
+  const void* grad_cells;    // (D, N, H), or NULL
+  const void* grad_h_n;      // (D, B, H) number, or NULL
+  const void* grad_c_n;      // (D, B, H) number, or NULL
+  void* grad_h0;             // (D, B, H) number
+  void* grad_c0;             // (D, B, H) number
+  void* gate_gradients;      // (N, D, H, 4) before the activation, zero where a sequence has ended
 } CnnlstmBackward;
 
-// The hidden state that enters every step, and the hidden states once more from gates and cells (where a projection follows).
+// The hidden state that enters every step, and the hidden states once more from gates and cells (where a
+// projection follows).
 typedef struct {
   int number;
   int D;
@@ -89,15 +94,15 @@ typedef struct {
 
 // One step, where a library makes the recurrent product: the cell of step `step` of every direction.
 typedef struct {
-  CnnlstmForward pass;       // begin = step, end = step + 1; weight_hh is not read
+  CnnlstmForward pass;        // begin = step, end = step + 1; weight_hh is not read
   const float* recurrent[2];  // (B, 4H) float32 in nn.LSTM's order: W_hh h of the step
 } CnnlstmForwardStep;
 
 typedef struct {
   CnnlstmBackward pass;
   int64_t step;
-  // (D, B, H) float32: W_hh^T times the gate gradients of step+1; not read in the last step T-1. In the call of step -1 only
-  // grad_h0 and grad_c0 are written.
+  // (D, B, H) float32: W_hh^T times the gate gradients of step+1; not read in the last step T-1. In the call
+  // of step -1 only grad_h0 and grad_c0 are written.
   const float* recurrent;
   float* grad_h;  // (D, B, H): state between calls, gradients that pass by a sequence without the step
   float* grad_c;

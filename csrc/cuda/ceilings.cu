@@ -2,15 +2,14 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 #include <random>
 #include <stdexcept>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "cuda/ceilings.h"
+#include "cuda/measure.cuh"
+
+using namespace cnnlstm;
 
 namespace {
 
@@ -55,77 +54,6 @@ __global__ void grid_barrier_kernel(int rounds, unsigned* counter) {
       } while (arrived < i * gridDim.x);
     }
     __syncthreads();
-  }
-}
-
-void check(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // a sticky error must not surface in somebody else's call
-  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status) + " (" +
-                           cudaGetErrorName(status) + ")");
-}
-#define CNNLSTM_CHECK(call) check((call), #call)
-
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) { CNNLSTM_CHECK(cudaMalloc(&data_, bytes)); }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { cudaFree(data_); }
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-};
-
-class Event {
- public:
-  Event() { CNNLSTM_CHECK(cudaEventCreate(&event_)); }
-  Event(const Event&) = delete;
-  ~Event() { cudaEventDestroy(event_); }
-  operator cudaEvent_t() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  CNNLSTM_CHECK(cudaGetDevice(&device));
-  CNNLSTM_CHECK(cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
-
-// Nanoseconds of what `launch` puts on the default stream. The best and not the mean: a limit is what the GPU
-// does when nobody disturbs it. The untimed launch also lets the clocks rise.
-template <typename Launch>
-double nanoseconds(Launch launch) {
-  constexpr int kTries = 5;
-  const Event start, stop;
-  launch();
-  double best = 0;
-  for (int i = 0; i < kTries; ++i) {
-    CNNLSTM_CHECK(cudaEventRecord(start));
-    launch();
-    CNNLSTM_CHECK(cudaEventRecord(stop));
-    CNNLSTM_CHECK(cudaEventSynchronize(stop));
-    float milliseconds = 0;
-    CNNLSTM_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
-    best = i == 0 ? milliseconds : std::min<double>(best, milliseconds);
-  }
-  return 1e6 * best;
-}
-
-// What `measure` returns; an exception must not cross the C ABI.
-template <typename Measure>
-double guarded(char* message, size_t message_size, Measure measure) {
-  try {
-    return measure();
-  } catch (const std::exception& error) {
-    std::snprintf(message, message_size, "%s", error.what());
-    return -1;
   }
 }
 
@@ -175,11 +103,11 @@ extern "C" double cnnlstm_cuda_l2_latency(size_t bytes, int hops, char* message,
   });
 }
 
-extern "C" double cnnlstm_cuda_block_barrier(int rounds, char* message, size_t message_size) {
+extern "C" double cnnlstm_cuda_block_barrier(int rounds, int threads, char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
     rounds = std::max(rounds, 1);
     const double taken = nanoseconds([&] {
-      block_barrier_kernel<<<1, kThreads>>>(rounds);
+      block_barrier_kernel<<<1, threads>>>(rounds);
       CNNLSTM_CHECK(cudaGetLastError());
     });
     return taken / rounds;

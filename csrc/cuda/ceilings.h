@@ -17,10 +17,10 @@ double cnnlstm_cuda_copy_bandwidth(size_t bytes, int repeats, char* message, siz
 // of a buffer of `bytes`, which has to fit into L2, in random order.
 double cnnlstm_cuda_l2_latency(size_t bytes, int hops, char* message, size_t message_size);
 
-// Nanoseconds of a barrier among the 256 threads of a block, the 8 blocks of a cluster (compute capability
+// Nanoseconds of a barrier among the `threads` of a block, the 8 blocks of a cluster (compute capability
 // 9.0 and above; an error elsewhere) or as many blocks as the GPU has multiprocessors (through a counter in
-// global memory). `rounds` of them follow each other.
-double cnnlstm_cuda_block_barrier(int rounds, char* message, size_t message_size);
+// global memory), with 256 threads each. `rounds` of them follow each other.
+double cnnlstm_cuda_block_barrier(int rounds, int threads, char* message, size_t message_size);
 double cnnlstm_cuda_cluster_barrier(int rounds, char* message, size_t message_size);
 double cnnlstm_cuda_grid_barrier(int rounds, char* message, size_t message_size);
 

@@ -1,8 +1,10 @@
-// Everything through which the kernels reach the hardware, and nothing else: they call no other intrinsic, so that the
-// same source runs on a CPU, where host_device.h gives these functions another body (for tests without a GPU).
+// Everything through which the kernels reach the hardware, and nothing else: they call no other intrinsic, so
+// that the same source runs on a CPU, where host_device.h gives these functions another body (for tests
+// without a GPU).
 //
-// A kernel is a struct with `Arguments` (plain data, with each_array(f) calling f(pointer, count) for every array that it
-// may touch), `kThreads` (the most in a block), `kCluster` (whether it needs sm_90) and `static void run(const Arguments&)`.
+// A kernel is a struct with `Arguments` (plain data, with each_array(f) calling f(pointer, count) for every
+// array that it may touch), `kThreads` (the most in a block), `kCluster` (whether it needs sm_90) and `static
+// void run(const Arguments&)`.
 #pragma once
 
 #include <stddef.h>
@@ -13,9 +15,12 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #define CNNLSTM_DEVICE __device__ __forceinline__
 #define CNNLSTM_HOST_DEVICE __host__ __device__ __forceinline__
 #define CNNLSTM_UNROLL _Pragma("unroll")
+#define CNNLSTM_NO_UNROLL _Pragma("unroll 1")
 
 namespace cnnlstm {
 
@@ -31,6 +36,7 @@ CNNLSTM_DEVICE int block_x() { return blockIdx.x; }
 CNNLSTM_DEVICE int block_y() { return blockIdx.y; }
 CNNLSTM_DEVICE int block_z() { return blockIdx.z; }
 CNNLSTM_DEVICE int blocks_x() { return gridDim.x; }
+CNNLSTM_DEVICE int blocks_y() { return gridDim.y; }
 
 // ---- conversions and activations' building blocks ----
 CNNLSTM_DEVICE float to_float(float x) { return x; }
@@ -69,6 +75,13 @@ CNNLSTM_DEVICE float tanh_fast(float x) {
   return y;
 }
 
+// The value itself, though the compiler cannot know: what is computed from it in a loop is computed in every
+// turn, and takes no register for the whole loop.
+CNNLSTM_DEVICE int anew(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // ---- waiting for each other ----
 CNNLSTM_DEVICE void block_barrier() { __syncthreads(); }
 CNNLSTM_DEVICE void warp_barrier() { __syncwarp(); }
@@ -76,23 +89,23 @@ CNNLSTM_DEVICE void warp_barrier() { __syncwarp(); }
 // ---- within a warp: every lane calls them together ----
 CNNLSTM_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
-// d += a b: a (16 x k) row-major, b (k x 8) column-major, d (16 x 8); k = 16 for 16-bit numbers, 8 for TF32. Which lane holds
-// what: fragments.h.
+// d += a b: a (16 x k) row-major, b (k x 8) column-major, d (16 x 8); k = 16 for 16-bit numbers, 8 for TF32.
+// Which lane holds what: fragments.h.
 template <typename T>
 CNNLSTM_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same<T, bf16>::value) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else if constexpr (std::is_same<T, fp16>::value) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
@@ -103,7 +116,9 @@ CNNLSTM_DEVICE char* shared_memory() {
   extern __shared__ __align__(16) char memory[];
   return memory;
 }
-CNNLSTM_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+CNNLSTM_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 template <typename T>
 CNNLSTM_DEVICE T load_shared(const T* p) {
   return *p;
@@ -112,8 +127,8 @@ template <typename T>
 CNNLSTM_DEVICE void store_shared(T* p, T value) {
   *p = value;
 }
-// Four 8 x 8 matrices of 16-bit numbers (8 rows of 16 bytes each): lane l gives the address of row l % 8 of matrix l / 8, and
-// gets of each matrix the 4 bytes at row l / 4, bytes 4 (l % 4).
+// Four 8 x 8 matrices of 16-bit numbers (8 rows of 16 bytes each): lane l gives the address of row l % 8 of
+// matrix l / 8, and gets of each matrix the 4 bytes at row l / 4, bytes 4 (l % 4).
 CNNLSTM_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -128,8 +143,8 @@ CNNLSTM_DEVICE void copy_async(void* to_shared, const void* from, bool exists) {
                "r"(exists ? 16 : 0)
                : "memory");
 }
-// Closes a group of the thread's copies; waits until at most `Pending` of its latest groups are under way. Only the
-// thread itself sees their data then.
+// Closes a group of the thread's copies; waits until at most `Pending` of its latest groups are under way.
+// Only the thread itself sees their data then.
 CNNLSTM_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Pending>
 CNNLSTM_DEVICE void copy_wait() {
@@ -145,7 +160,10 @@ template <typename T>
 CNNLSTM_DEVICE void store(T* p, T value) {
   *p = value;
 }
-// Words that blocks of a grid exchange: each is written and read at once, so that a word of two halves needs no fence.
+// Has the memory's line come to L2.
+CNNLSTM_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Words that blocks of a grid exchange: each is written and read at once, so that a word of two halves needs
+// no fence.
 CNNLSTM_DEVICE uint64_t load_word(const uint64_t* p) {
   uint64_t word;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");
@@ -156,35 +174,32 @@ CNNLSTM_DEVICE void store_word(uint64_t* p, uint64_t word) {
 }
 
 // ---- a watch over waiting ----
-// A wait that takes a second ends the kernel with an error: nobody is left to be waited for.
-CNNLSTM_DEVICE uint64_t nanoseconds() {
-  uint64_t now;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-  return now;
-}
+// A wait that takes about a second ends the kernel with an error: nobody is left to be waited for.
 class Watch {
  public:
+  CNNLSTM_DEVICE Watch() : start_(clock()) {}
+
   // Called in every turn of a loop that waits.
-  CNNLSTM_DEVICE void turn() {
-    if (++turns_ % 1024 != 0) return;
-    const uint64_t now = nanoseconds();
-    if (turns_ == 1024) start_ = now;
-    if (now - start_ > kLimit) __trap();
+  CNNLSTM_DEVICE void turn() const {
+    if (clock() - start_ > kLimit) __trap();
   }
 
  private:
-  static constexpr uint64_t kLimit = 1000000000;
-  uint64_t start_ = 0;
-  uint32_t turns_ = 0;
+  static constexpr uint32_t kLimit = 1500000000;  // cycles
+  CNNLSTM_DEVICE static uint32_t clock() {
+    uint32_t now;
+    asm volatile("mov.u32 %0, %clock;" : "=r"(now));
+    return now;
+  }
+  const uint32_t start_;
 };
 
-// ---- clusters: blocks that write into each other's shared memory ----
-#if __CUDA_ARCH__ >= 900
+// ---- clusters: blocks that write into each other's shared memory (sm_90) ----
 CNNLSTM_DEVICE void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// An mbarrier lies in 8 bytes of shared memory. Each of its phases ends when `arrivals` have come and all bytes that were
-// expected.
+// An mbarrier lies in 8 bytes of shared memory. Each of its phases ends when `arrivals` have come and all
+// bytes that were expected.
 CNNLSTM_DEVICE void arrivals_init(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -193,14 +208,16 @@ CNNLSTM_DEVICE void arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 CNNLSTM_DEVICE void arrive_expecting(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
 }
 CNNLSTM_DEVICE void wait_phase(uint64_t* barrier, int parity) {
   Watch watch;
   while (true) {
     uint32_t done;
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 "
+        "%0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
@@ -208,18 +225,18 @@ CNNLSTM_DEVICE void wait_phase(uint64_t* barrier, int parity) {
     watch.turn();
   }
 }
-// Sends 16 bytes to where `own` lies in the shared memory of the cluster's block `rank`, and tells its barrier, given as
-// this block's own, of the bytes.
+// Sends 16 bytes to where `own` lies in the shared memory of the cluster's block `rank`, and tells its
+// barrier, given as this block's own, of the bytes.
 CNNLSTM_DEVICE void send(void* own, uint4 value, uint64_t* barrier, int rank) {
   uint32_t to, of;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(own)), "r"(rank));
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(of) : "r"(shared_address(barrier)), "r"(rank));
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          to),
       "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(of)
       : "memory");
 }
-#endif
 
 }  // namespace device
 }  // namespace cnnlstm

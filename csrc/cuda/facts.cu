@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "cuda/facts.h"
+#include "cuda/layout.h"
 
 // Leaves the calling function with `failure` and the runtime's own words.
 #define CNNLSTM_CHECK(call, failure)                                                         \
@@ -16,6 +17,28 @@
       return failure;                                                                        \
     }                                                                                        \
   } while (0)
+
+namespace {
+
+// As many threads as the largest block of a recurrence.
+__global__ void __launch_bounds__(cnnlstm::kMostThreads) cluster_probe() {}
+
+// Of the current device.
+int find_largest_cluster(int* blocks, char* message, size_t message_size) {
+  *blocks = 0;
+  cudaFuncAttributes code;
+  CNNLSTM_CHECK(cudaFuncGetAttributes(&code, cluster_probe), -1);
+  if (code.ptxVersion < 90)
+    return 0;  // PTX of an older architecture runs here, too, but the kernels lack their clusters
+  CNNLSTM_CHECK(cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), -1);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = 16;
+  config.blockDim = cnnlstm::kMostThreads;
+  CNNLSTM_CHECK(cudaOccupancyMaxPotentialClusterSize(blocks, cluster_probe, &config), -1);
+  return 0;
+}
+
+}  // namespace
 
 extern "C" int cnnlstm_cuda_devices(CnnlstmCudaDevice* devices, int capacity, char* message,
                                     size_t message_size) {
@@ -48,4 +71,23 @@ extern "C" int cnnlstm_cuda_devices(CnnlstmCudaDevice* devices, int capacity, ch
       cudaGetLastError();
   }
   return count;
+}
+
+extern "C" int cnnlstm_cuda_gpu(int index, CnnlstmGpu* gpu, char* message, size_t message_size) {
+  cudaDeviceProp properties;
+  CNNLSTM_CHECK(cudaGetDeviceProperties(&properties, index), -1);
+  *gpu = {};
+  gpu->sm = 10 * properties.major + properties.minor;
+  gpu->multiprocessors = properties.multiProcessorCount;
+  gpu->shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
+  gpu->l2_bytes = properties.l2CacheSize;
+  gpu->measured = cnnlstm_costs(properties.name, gpu->sm, &gpu->costs);
+  int clusters = 0, before = 0;
+  CNNLSTM_CHECK(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index), -1);
+  if (!clusters) return 0;
+  CNNLSTM_CHECK(cudaGetDevice(&before), -1);
+  CNNLSTM_CHECK(cudaSetDevice(index), -1);
+  const int found = find_largest_cluster(&gpu->largest_cluster, message, message_size);
+  CNNLSTM_CHECK(cudaSetDevice(before), -1);
+  return found;
 }

@@ -6,8 +6,8 @@
 namespace cnnlstm {
 
 struct LaunchShape {
-  int x, y, z;     // blocks
-  int threads;     // of a block
+  int x, y, z;  // blocks
+  int threads;  // of a block
   size_t shared_bytes;
   bool cluster;      // the x blocks form a cluster
   bool cooperative;  // all blocks run at once

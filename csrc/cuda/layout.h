@@ -1,11 +1,14 @@
 // Where things lie: the one text that the plan (plain C++), the launches and the kernels share.
 //
-// A block's tile holds what enters the product: for each of its 8 sequences a row of k (forward: h of all units; backward: the
-// four gate gradients of all units). Its row begins 16 bytes past a multiple of 128, so that the eight rows that one
-// load_matrices reads lie in different banks.
+// A block's tile holds what enters the product: for each of its 8 sequences a row of k (forward: h of all
+// units; backward: the four gate gradients of all units). Its row begins 16 bytes past a multiple of 128, so
+// that the eight rows that one load_matrices reads lie in different banks.
 #pragma once
 
 #include <stdint.h>
+
+#include "cuda/arguments.h"
+#include "cuda/plan.h"
 
 #ifdef __CUDACC__
 #define CNNLSTM_ANYWHERE __host__ __device__
@@ -15,53 +18,80 @@
 
 namespace cnnlstm {
 
-constexpr int kSequences = 8;    // of a batch tile: the n of a product
-constexpr int kGroup = 8;        // units of a group
-constexpr int kPiece = 32;       // bytes of k that one mma reads of a row
-constexpr int kStages = 4;       // steps of gate inputs that are under way or in use
-constexpr int kMostThreads = 512;  // of a block: with so many each has 128 registers, half of them for weights
+constexpr int kSequences = 8;  // of a batch tile: the n of a product
+constexpr int kGroup = 8;      // units of a group
+constexpr int kPiece = 32;     // bytes of k that one mma reads of a row
+constexpr int kStages = 4;     // steps of gate inputs that are under way or in use
+constexpr int kMostThreads =
+    512;  // of a block: with so many each has 128 registers, half of them for weights
 
-CNNLSTM_ANYWHERE constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// What decides the sizes of a pass; the names of CnnlstmPlan.
+constexpr int number_bytes_of(int number) {
+  return number == CNNLSTM_FLOAT32 || number == CNNLSTM_TF32 ? 4 : 2;
+}
+
+// The sizes of a pass and the places in a block's shared memory, all worked out before a kernel sees them.
 struct Layout {
-  bool backward;
-  bool cluster, grid;
+  bool backward, cluster, grid;
   int number_bytes;
-  int groups, splits, tiles, blocks;
+  int groups, splits, tiles, blocks;  // of CnnlstmPlan
 
-  // Numbers that a unit puts into a row of the tile.
-  CNNLSTM_ANYWHERE constexpr int per_unit() const { return backward ? 4 : 1; }
-  CNNLSTM_ANYWHERE constexpr int64_t units() const { return int64_t{blocks} * groups * kGroup; }  // of all blocks
-  CNNLSTM_ANYWHERE constexpr int64_t row_bytes() const {
-    // a backward warp holds twice the pieces for half the rows, and there are twice as many parts
-    const int64_t read = int64_t{splits} * tiles * kPiece * per_unit();
-    const int64_t written = units() * per_unit() * number_bytes;
-    return round_up(read > written ? read : written, 128) + 16;
-  }
-  // In a grid a barrier lies between the product and the next tile's arrival.
-  CNNLSTM_ANYWHERE constexpr int buffers() const { return grid ? 1 : 2; }
-  CNNLSTM_ANYWHERE constexpr int64_t tile_bytes() const { return kSequences * row_bytes(); }
+  int per_unit;                   // numbers that a unit puts into a row of the tile
+  int units;                      // of all blocks, those beyond H included
+  int warps;                      // of a block
+  int vectors;                    // of 16 bytes of weights that a lane holds
+  int row_bytes;                  // of a tile
+  int buffers;                    // tiles; the first lies at 0
+  int ring_at;                    // gate inputs that are under way, 16 bytes for each cell and stage
+  int bias_at;                    // both biases of each unit, summed up
+  int partial_at, partial_bytes;  // float32 sums of warps that share a group
+  int barriers_at;
+  int shared_bytes;
 
-  CNNLSTM_ANYWHERE constexpr int64_t tiles_at() const { return 0; }
-  CNNLSTM_ANYWHERE constexpr int64_t ring_at() const { return tiles_at() + buffers() * tile_bytes(); }
-  CNNLSTM_ANYWHERE constexpr int64_t ring_bytes() const {
-    return backward ? 0 : int64_t{kStages} * groups * kGroup * kSequences * 16;
+  // Packed weights of all blocks, a vector for each of 32 lanes.
+  int64_t packed_bytes(int64_t D) const { return D * blocks * warps * vectors * 32 * 16; }
+  // Words of a grid: each carries 4 bytes of a row and the number of its step, and there are two planes.
+  int64_t words_of_tile() const {
+    return grid ? int64_t{2} * kSequences * units * per_unit * number_bytes / 4 : 0;
   }
-  CNNLSTM_ANYWHERE constexpr int64_t partial_at() const { return ring_at() + ring_bytes(); }
-  CNNLSTM_ANYWHERE constexpr int64_t partial_bytes() const {
-    // float32 sums of every warp: 8 a lane forward, 4 backward
-    if (backward) return int64_t{groups} * splits * 32 * 4 * 4;
-    return splits > 1 ? int64_t{groups} * splits * 32 * 8 * 4 : 0;
-  }
-  CNNLSTM_ANYWHERE constexpr int64_t barriers_at() const { return partial_at() + partial_bytes(); }
-  CNNLSTM_ANYWHERE constexpr int64_t shared_bytes() const { return barriers_at() + (cluster ? 16 : 0); }
-
-  // A word carries 4 bytes of a row and the number of its step.
-  CNNLSTM_ANYWHERE constexpr int64_t row_words() const { return units() * per_unit() * number_bytes / 4; }
-  CNNLSTM_ANYWHERE constexpr int64_t exchange_bytes(int64_t D, int64_t batch_tiles) const {
-    return grid ? 2 * D * batch_tiles * kSequences * row_words() * 8 : 0;
+  // Global memory that the launches of a pass need: packed weights, then words.
+  int64_t exchange_bytes(int64_t D, int64_t batch_tiles) const {
+    return packed_bytes(D) + 8 * words_of_tile() * D * batch_tiles;
   }
 };
+
+inline Layout layout_of(const CnnlstmPlan& plan, bool backward, int number) {
+  Layout layout = {};
+  layout.backward = backward;
+  layout.cluster = plan.way == CNNLSTM_CLUSTER;
+  layout.grid = plan.way == CNNLSTM_GRID;
+  layout.number_bytes = number_bytes_of(number);
+  layout.groups = plan.groups;
+  layout.splits = plan.splits;
+  layout.tiles = plan.tiles;
+  layout.blocks = plan.blocks;
+
+  layout.per_unit = backward ? 4 : 1;
+  layout.units = plan.blocks * plan.groups * kGroup;
+  layout.warps = plan.groups * plan.splits;
+  layout.vectors = 2 * plan.tiles;
+  // A backward warp holds twice the pieces for half the rows, and there are twice as many parts.
+  const int read = plan.splits * plan.tiles * kPiece * layout.per_unit;
+  const int written = layout.units * layout.per_unit * layout.number_bytes;
+  layout.row_bytes = static_cast<int>(round_up(read > written ? read : written, 128)) + 16;
+  // In a grid a barrier lies between the product and the next tile's arrival.
+  layout.buffers = layout.grid ? 1 : 2;
+  layout.ring_at = layout.buffers * kSequences * layout.row_bytes;
+  layout.bias_at = layout.ring_at + (backward ? 0 : kStages * plan.groups * kGroup * kSequences * 16);
+  layout.partial_at = layout.bias_at + (backward ? 0 : plan.groups * kGroup * 16);
+  // 8 sums a lane forward, 4 backward
+  layout.partial_bytes = backward          ? layout.warps * 32 * 4 * 4
+                         : plan.splits > 1 ? layout.warps * 32 * 8 * 4
+                                           : 0;
+  layout.barriers_at = layout.partial_at + layout.partial_bytes;
+  layout.shared_bytes = layout.barriers_at + (layout.cluster ? 16 : 0);
+  return layout;
+}
 
 }  // namespace cnnlstm

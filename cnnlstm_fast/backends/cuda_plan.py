@@ -1,0 +1,57 @@
+"""How the kernels of the backend ``cuda`` split a call into blocks and warps, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _native
+from ..canonical import LSTMSpec
+
+WAYS = {
+    "block": "one block for 8 sequences",
+    "cluster": "clusters of {blocks} blocks for 8 sequences",
+    "grid": "{blocks} blocks of one grid for 8 sequences",
+}
+
+
+def number(dtype: torch.dtype) -> str:
+    """What the products of the recurrence are made of; float32 obeys the switch that nn.LSTM obeys on a GPU."""
+    switch = torch.backends.cudnn.rnn
+    if dtype == torch.float32 and switch.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
+
+
+def describe(spec: LSTMSpec, gpu: dict[str, Any]) -> str:
+    """The plan of a layer of the call, in one line; of one sequence where their number is not known.
+
+    Args:
+        gpu: the facts of the GPU, as ``_C.cuda_gpu`` gives them.
+    """
+    passes = ["forward", *(["backward"] if spec.grad else [])]
+    parts = [f"{name}: {_describe(spec, gpu, name == 'backward')}" for name in passes]
+    source = "costs measured on such a GPU" if gpu["measured"] else "guessed costs, since none were measured"
+    return "; ".join(parts) + f" (by {source})"
+
+
+def _describe(spec: LSTMSpec, gpu: dict[str, Any], backward: bool) -> str:
+    assert _native._C is not None
+    B = 1 if spec.B is None else max(spec.B, 1)
+    plan = _native._C.plan(gpu, backward, number(spec.dtype), spec.hidden_size, B, spec.directions)
+    expected = (
+        f"{1e6 * plan['step_seconds']:.2f} us a step expected, {1e6 * plan['floor_seconds']:.2f} at the least"
+    )
+    if plan["way"] == "step":
+        return f"a product of a library's and a kernel for the cells in every step, {expected}"
+    split = WAYS[plan["way"]].format(**plan)
+    launches = -(-plan["batch_tiles"] // plan["tiles_at_once"])
+    return ", ".join(
+        [
+            split + (f", {launches} launches one after the other" if launches > 1 else ""),
+            f"{plan['threads']} threads a block with {8 * plan['tiles']} registers of weights each",
+            f"{plan['shared_bytes'] / 1024:.0f} KB of shared memory",
+            expected,
+        ]
+    )

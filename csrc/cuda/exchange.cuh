@@ -1,0 +1,226 @@
+// How the blocks of a tile come to the whole of what enters a step's product.
+//
+// Tile n is what enters the n-th product of a launch. Every owner lane writes its own numbers into its
+// block's tile, then calls publish(n), and all threads call receive(n) before they multiply tile n:
+//
+//     Block     the tile is the block's own: a barrier is all it takes.
+//     Cluster   every warp sends its slice to the other blocks' tiles; an mbarrier counts the bytes.
+//     Grid      every warp writes its slice to global memory, as words of 4 bytes with the number n beside
+//     them, and every
+//               thread reads the other blocks' words until they bear that number: no fence, no flag apart.
+//
+// Two tiles (in a grid: planes in global memory) take turns. Nobody overwrites what another still reads: a
+// block publishes n+1 only after it has received all of n, and a block's slice of n leaves it only after its
+// own warps have read n-1. A block that ends has received all that was sent to it.
+//
+// kUnitBytes: what a unit has in a row of the tile; kSplit: whether warps share a group, and with it the
+// columns (fragments.h).
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/layout.h"
+#include "cuda/numbers.cuh"
+#include "cuda/plan.h"
+
+namespace cnnlstm {
+
+// Of a block: a block that is alone needs no more than the units whose row of weights a warp can hold.
+template <typename T>
+constexpr int most_threads(int way, int tiles) {
+  return way == CNNLSTM_BLOCK ? 32 * tiles * kPiece / static_cast<int>(sizeof(T)) / kGroup : kMostThreads;
+}
+
+// The batch tiles of a launch, blocks along y, of which `first` is the first, and the words of all `count` of
+// every direction.
+struct Tiles {
+  uint64_t* words;    // of a grid: (D, count, 2, row words, kSequences)
+  int words_of_tile;  // in a direction
+  int first, count;
+
+  CNNLSTM_DEVICE int tile() const { return first + device::block_y(); }
+  CNNLSTM_DEVICE uint64_t* own_words() const {
+    return words + int64_t{device::anew(device::block_z()) * count + tile()} * words_of_tile;
+  }
+};
+
+// It keeps next to nothing: what the layout and the tiles tell costs no registers.
+template <int kUnitBytes, bool kSplit>
+class ExchangeBase {
+ public:
+  // `unit`: any of the warp's group.
+  CNNLSTM_DEVICE ExchangeBase(const Layout& layout, const Tiles& tiles, int unit, int part)
+      : layout_(layout), tiles_(tiles), unit_(unit), part_(part) {}
+
+  // Where row `sequence` of tile n begins.
+  CNNLSTM_DEVICE char* row(int n, int sequence) const {
+    const int buffer = layout_.buffers == 1 ? 0 : n & 1;
+    return device::shared_memory() + (buffer * kSequences + sequence) * layout_.row_bytes;
+  }
+
+  // Zeros in all tiles: what nobody writes is multiplied with weights of zero.
+  CNNLSTM_DEVICE void clear_tiles() const {
+    const int bytes = layout_.buffers * kSequences * layout_.row_bytes;
+    CNNLSTM_NO_UNROLL
+    for (int at = 16 * device::thread(); at < bytes; at += 16 * device::threads())
+      device::store_shared(reinterpret_cast<uint4*>(device::shared_memory() + at), make_uint4(0, 0, 0, 0));
+  }
+
+ protected:
+  static constexpr int kGroupBytes = kGroup * kUnitBytes;
+  static constexpr int kSliceRows = kSplit ? kSequences / 2 : kSequences;  // those whose cells the warp has
+  // Where they begin in a row.
+  CNNLSTM_DEVICE int slice_at() const { return device::anew(unit_) / kGroup * kGroupBytes; }
+  CNNLSTM_DEVICE int slice_row(int i) const { return kSplit ? 2 * i + part_ : i; }
+
+  const Layout& layout_;
+  const Tiles& tiles_;
+  const int unit_, part_;
+};
+
+template <int kUnitBytes, bool kSplit>
+class BlockExchange : public ExchangeBase<kUnitBytes, kSplit> {
+ public:
+  using ExchangeBase<kUnitBytes, kSplit>::ExchangeBase;
+
+  CNNLSTM_DEVICE void start() const { device::block_barrier(); }
+  CNNLSTM_DEVICE void publish(int) const {}
+  CNNLSTM_DEVICE void receive(int n) const {
+    if (n > 0) device::block_barrier();
+  }
+};
+
+template <int kUnitBytes, bool kSplit>
+class ClusterExchange : public ExchangeBase<kUnitBytes, kSplit> {
+  using Base = ExchangeBase<kUnitBytes, kSplit>;
+
+ public:
+  using Base::Base;
+
+  // Tile 0, if there is one, every block has made for itself.
+  CNNLSTM_DEVICE void start() const {
+    if (device::thread() == 0) {
+      const int senders = this->layout_.groups * (kSplit ? 2 : 1);
+      for (int n = 0; n < 2; ++n) device::arrivals_init(barrier(n), senders + 1);
+      for (int n = 1; n < 3; ++n) expect(n);
+    }
+    device::cluster_barrier();
+  }
+
+  CNNLSTM_DEVICE void publish(int n) const {
+    device::warp_barrier();
+    const int lane = device::anew(device::thread()) % 32;
+    if (lane == 0) device::arrive(barrier(n));
+    constexpr int kChunks = Base::kGroupBytes / 16, kOfBlock = Base::kSliceRows * kChunks;
+    const int all = (device::blocks_x() - 1) * kOfBlock;
+    CNNLSTM_NO_UNROLL
+    for (int i = lane; i < all; i += 32) {
+      const int chunk = i % kOfBlock;
+      char* const at =
+          this->row(n, this->slice_row(chunk / kChunks)) + this->slice_at() + 16 * (chunk % kChunks);
+      // beginning behind itself, so that the blocks do not all send to the same one at once
+      int rank = device::block_x() + 1 + i / kOfBlock;
+      if (rank >= device::blocks_x()) rank -= device::blocks_x();
+      device::send(at, device::load_shared(reinterpret_cast<const uint4*>(at)), barrier(n), rank);
+    }
+  }
+
+  CNNLSTM_DEVICE void receive(int n) const {
+    if (n == 0) return;
+    // the first use of barrier 1 is tile 1, of barrier 0 tile 2
+    device::wait_phase(barrier(n), ((n - 1) >> 1) & 1);
+    if (device::thread() == 0) expect(n + 2);
+  }
+
+ private:
+  CNNLSTM_DEVICE uint64_t* barrier(int n) const {
+    return reinterpret_cast<uint64_t*>(device::shared_memory() + this->layout_.barriers_at) + (n & 1);
+  }
+  CNNLSTM_DEVICE void expect(int n) const {
+    device::arrive_expecting(
+        barrier(n), (device::blocks_x() - 1) * this->layout_.groups * Base::kGroupBytes * kSequences);
+  }
+};
+
+template <int kUnitBytes, bool kSplit>
+class GridExchange : public ExchangeBase<kUnitBytes, kSplit> {
+  using Base = ExchangeBase<kUnitBytes, kSplit>;
+
+ public:
+  using Base::Base;
+
+  CNNLSTM_DEVICE void start() const { device::block_barrier(); }
+
+  CNNLSTM_DEVICE void publish(int n) const {
+    device::warp_barrier();
+    constexpr int kWords = Base::kGroupBytes / 4 * Base::kSliceRows;
+    uint64_t* const plane = this->tiles_.own_words() + (n & 1) * plane_words();
+    CNNLSTM_NO_UNROLL
+    for (int i = device::anew(device::thread()) % 32; i < kWords; i += 32) {
+      const int sequence = this->slice_row(i % Base::kSliceRows);
+      const int at = this->slice_at() / 4 + i / Base::kSliceRows;
+      const uint32_t data =
+          device::load_shared(reinterpret_cast<const uint32_t*>(this->row(n, sequence)) + at);
+      device::store_word(plane + at * kSequences + sequence,
+                         static_cast<uint64_t>(static_cast<uint32_t>(n)) << 32 | data);
+    }
+  }
+
+  CNNLSTM_DEVICE void receive(int n) const {
+    if (n == 0) return;
+    // A warp takes runs of words; all runs are multiples of 32.
+    const int thread = device::anew(device::thread());
+    CNNLSTM_NO_UNROLL
+    for (int first = thread / 32 * (32 * kAtOnce) + thread % 32; first < plane_words();
+         first += kAtOnce * device::threads())
+      take(n, first);
+    device::block_barrier();
+  }
+
+ private:
+  // So many words of a thread are on their way at once: a load takes longer than all the rest of a step.
+  static constexpr int kAtOnce = 4;
+
+  // Takes words number first, first + 32... of the tile, this block's own among them, which costs less than
+  // to leave them out.
+  CNNLSTM_DEVICE void take(int n, int first) const {
+    const uint64_t* const words = this->tiles_.own_words() + (n & 1) * plane_words() + first;
+    const int left = plane_words() - first;
+    uint64_t found[kAtOnce];
+    device::Watch watch;
+    while (true) {
+      bool complete = true;
+      CNNLSTM_UNROLL
+      for (int k = 0; k < kAtOnce; ++k)
+        if (32 * k < left) found[k] = device::load_word(words + 32 * k);
+      CNNLSTM_UNROLL
+      for (int k = 0; k < kAtOnce; ++k)
+        if (32 * k < left && static_cast<uint32_t>(found[k] >> 32) != static_cast<uint32_t>(n))
+          complete = false;
+      if (complete) break;
+      watch.turn();
+    }
+    uint32_t* const to = reinterpret_cast<uint32_t*>(this->row(n, first % kSequences)) + first / kSequences;
+    CNNLSTM_UNROLL
+    for (int k = 0; k < kAtOnce; ++k)
+      if (32 * k < left) device::store_shared(to + 32 / kSequences * k, static_cast<uint32_t>(found[k]));
+  }
+
+  CNNLSTM_DEVICE int plane_words() const { return this->tiles_.words_of_tile / 2; }
+};
+
+template <int kWay, int kUnitBytes, bool kSplit>
+struct ChosenExchange {
+  using Type = GridExchange<kUnitBytes, kSplit>;
+};
+template <int kUnitBytes, bool kSplit>
+struct ChosenExchange<CNNLSTM_BLOCK, kUnitBytes, kSplit> {
+  using Type = BlockExchange<kUnitBytes, kSplit>;
+};
+template <int kUnitBytes, bool kSplit>
+struct ChosenExchange<CNNLSTM_CLUSTER, kUnitBytes, kSplit> {
+  using Type = ClusterExchange<kUnitBytes, kSplit>;
+};
+template <int kWay, int kUnitBytes, bool kSplit>
+using Exchange = typename ChosenExchange<kWay, kUnitBytes, kSplit>::Type;
+
+}  // namespace cnnlstm

@@ -1,0 +1,48 @@
+// Who holds what in a warp's product, d (rows x 8) = a (rows x k) b (k x 8): a the weights in registers, b
+// the tile, d the sums. Lane l has the coordinates g = l / 4 and q = l % 4. The maps are those of mma.sync
+// m16n8k16 and m16n8k8 in the PTX ISA, which are the same in bytes: a piece is 32 bytes of k, and a register
+// 4 of them.
+//
+// tests/test_cuda_fragments.py proves through _C that each covers its matrix exactly once.
+#pragma once
+
+#include "cuda/layout.h"
+
+namespace cnnlstm {
+
+struct Place {
+  int row, column;
+};
+
+// Register r (0..3) of a (16 x piece): row, and first byte within the piece.
+CNNLSTM_ANYWHERE constexpr Place place_in_a(int lane, int r) {
+  return {lane / 4 + 8 * (r & 1), 4 * (lane % 4) + 16 * (r >> 1)};
+}
+
+// Register r (0, 1) of b (piece x 8): the sequence, and first byte within the piece.
+CNNLSTM_ANYWHERE constexpr Place place_in_b(int lane, int r) { return {lane / 4, 4 * (lane % 4) + 16 * r}; }
+
+// Sum r (0..3) of d (16 x 8).
+CNNLSTM_ANYWHERE constexpr Place place_in_d(int lane, int r) {
+  return {lane / 4 + 8 * (r >> 1), 2 * (lane % 4) + (r & 1)};
+}
+
+// What lane l tells load_matrices so that its four registers become those of b for two pieces that lie beside
+// each other: the sequence, and first byte within the two pieces.
+CNNLSTM_ANYWHERE constexpr Place place_of_matrix_row(int lane) { return {lane % 8, 16 * (lane / 8)}; }
+
+// The exact product splits k among the four lanes of a unit: lane l has 16 bytes of every two pieces.
+CNNLSTM_ANYWHERE constexpr int exact_byte(int lane) { return 16 * (lane % 4); }
+
+// A lane's rows of d are numbered 0..3 over two products of 16 rows, or 0, 1 over one: row number `row` is
+// sum 2 (row % 2) + column of product row / 2. Forward they are the gates i f g o of unit g; backward units g
+// and g + 8.
+CNNLSTM_ANYWHERE constexpr int sum_of(int row, int column) { return 4 * (row / 2) + 2 * (row % 2) + column; }
+
+// The columns (sequences) of the tile whose cells a lane computes: both of its sums' where no warps share a
+// group, else the one that the first two of them have each.
+CNNLSTM_ANYWHERE constexpr int column_of(int lane, bool split, int part, int j) {
+  return 2 * (lane % 4) + (split ? part : j);
+}
+
+}  // namespace cnnlstm

@@ -1,0 +1,140 @@
+// The functions of device.cuh and launch.h on a CPU, for tests without a GPU: each hands over to the machine
+// of host_machine.h.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include <type_traits>
+
+#include "cuda/host_machine.h"
+#include "cuda/host_numbers.h"
+#include "cuda/launch.h"
+
+#define CNNLSTM_DEVICE inline
+#define CNNLSTM_HOST_DEVICE inline
+#define CNNLSTM_UNROLL
+#define CNNLSTM_NO_UNROLL
+
+namespace cnnlstm {
+namespace device {
+
+inline int thread() { return host::here().thread; }
+inline int threads() { return host::here().threads; }
+inline int block_x() { return host::here().block_x; }
+inline int block_y() { return host::here().block_y; }
+inline int block_z() { return host::here().block_z; }
+inline int blocks_x() { return host::here().blocks_x; }
+inline int blocks_y() { return host::here().blocks_y; }
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) { return host::widen(x); }
+inline float to_float(fp16 x) { return host::widen(x); }
+template <typename T>
+T from_float(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    return host::narrow_bf16(x);
+  } else {
+    return host::narrow_fp16(x);
+  }
+}
+inline float round_tf32(float x) { return host::round_to_bits<11>(x); }
+inline float exp2_fast(float x) { return exp2f(x); }
+inline float reciprocal_fast(float x) { return 1.0f / x; }
+// Not better than the GPU's.
+inline float tanh_fast(float x) { return host::round_to_bits<11>(tanhf(x)); }
+
+// Hints for nvcc and the GPU.
+inline int anew(int value) { return value; }
+inline void prefetch(const void*) {}
+
+inline void block_barrier() { host::block_barrier(); }
+inline void warp_barrier() { host::warp_barrier(); }
+inline void cluster_barrier() { host::cluster_barrier(); }
+
+inline float shuffle_xor(float x, int mask) {
+  host::ShuffleLane lane{x, mask};
+  host::shuffle(lane);
+  return lane.value;
+}
+template <typename T>
+void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  constexpr auto kFactors = std::is_same_v<T, bf16>   ? host::Factors::kBf16
+                            : std::is_same_v<T, fp16> ? host::Factors::kFp16
+                                                      : host::Factors::kTf32;
+  host::ProductLane lane{kFactors, d, a, {b0, b1}};
+  host::product(lane);
+}
+inline void load_matrices(uint32_t (&r)[4], const void* row) {
+  host::MatricesLane lane{static_cast<const char*>(row), r};
+  host::matrices(lane);
+}
+
+inline char* shared_memory() { return host::shared_memory(); }
+template <typename T>
+T load_shared(const T* p) {
+  host::touch_shared(host::Access::kLoad, p, sizeof(T), alignof(T));
+  return *p;
+}
+template <typename T>
+void store_shared(T* p, T value) {
+  host::touch_shared(host::Access::kStore, p, sizeof(T), alignof(T));
+  *p = value;
+}
+
+inline void copy_async(void* to_shared, const void* from, bool exists) {
+  host::copy_async(to_shared, from, exists);
+}
+inline void copy_commit() { host::copy_commit(); }
+template <int Pending>
+void copy_wait() {
+  host::copy_wait(Pending);
+}
+
+template <typename T>
+T load(const T* p) {
+  host::touch_global(host::Access::kLoad, p, sizeof(T), alignof(T));
+  return *p;
+}
+template <typename T>
+void store(T* p, T value) {
+  host::touch_global(host::Access::kStore, p, sizeof(T), alignof(T));
+  *p = value;
+}
+inline uint64_t load_word(const uint64_t* p) { return load(p); }
+inline void store_word(uint64_t* p, uint64_t word) { host::store_word(p, word); }
+
+// Who waits for ever is found without a clock: nobody can run any more.
+class Watch {
+ public:
+  void turn() const { host::wait_for_words(); }
+};
+
+inline void arrivals_init(uint64_t* barrier, int arrivals) { host::arrivals_init(barrier, arrivals); }
+inline void arrive(uint64_t* barrier) { host::arrive(barrier, 0); }
+inline void arrive_expecting(uint64_t* barrier, int bytes) { host::arrive(barrier, bytes); }
+inline void wait_phase(uint64_t* barrier, int parity) { host::wait_phase(barrier, parity); }
+inline void send(void* own, uint4 value, uint64_t* barrier, int rank) {
+  host::send(own, value, barrier, rank);
+}
+
+}  // namespace device
+
+template <class Kernel>
+void launch(const LaunchShape& shape, const typename Kernel::Arguments& arguments, void*) {
+  std::vector<host::Array> arrays;
+  Kernel::each_array(arguments, [&](auto* pointer, int64_t count) {
+    using Element = std::remove_pointer_t<decltype(pointer)>;
+    if (pointer != nullptr)
+      arrays.push_back({reinterpret_cast<const char*>(pointer), count * static_cast<int64_t>(sizeof(Element)),
+                        !std::is_const_v<Element>});
+  });
+  host::check_shape(shape, Kernel::kThreads, Kernel::kCluster);
+  host::launch(shape, arrays, [&] { Kernel::run(arguments); });
+}
+
+inline void clear(void* memory, size_t bytes, void*) { memset(memory, 0, bytes); }
+
+}  // namespace cnnlstm

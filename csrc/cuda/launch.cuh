@@ -1,0 +1,66 @@
+// Launching a kernel on a GPU, for launch.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+
+namespace cnnlstm {
+
+inline void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // a sticky error must not surface in somebody else's call
+  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status) + " (" +
+                           cudaGetErrorName(status) + ")");
+}
+#define CNNLSTM_CHECK(call) check((call), #call)
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    entry(const __grid_constant__ typename Kernel::Arguments arguments) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (Kernel::kCluster) {
+    __trap();  // the plan makes no clusters for such a GPU
+  } else       // NOLINT
+#endif
+    Kernel::run(arguments);
+}
+
+template <class Kernel>
+void launch(const LaunchShape& shape, const typename Kernel::Arguments& arguments, void* stream) {
+  const auto kernel = &entry<Kernel>;
+  const auto function = reinterpret_cast<const void*>(kernel);
+  // Both attributes belong to the device's copy of the kernel; to set them again costs little and knows no
+  // state.
+  if (shape.shared_bytes > 48 * 1024)
+    CNNLSTM_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(shape.shared_bytes)));
+  if (shape.cluster && shape.x > 8)
+    CNNLSTM_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.x, shape.y, shape.z);
+  config.blockDim = shape.threads;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = attributes;
+  if (shape.cluster) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(shape.x), 1, 1};
+  }
+  if (shape.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  CNNLSTM_CHECK(cudaLaunchKernelEx(&config, kernel, arguments));
+}
+
+inline void clear(void* memory, size_t bytes, void* stream) {
+  CNNLSTM_CHECK(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+}  // namespace cnnlstm

@@ -1,0 +1,218 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <climits>
+#include <vector>
+
+#include "cuda/arguments.h"
+#include "cuda/layout.h"
+
+namespace cnnlstm {
+namespace {
+
+constexpr int kMostWarps = kMostThreads / 32;
+constexpr int kMostTilesAtOnce = 65535;  // of a grid's second dimension
+constexpr int kTiles = 8;                // where warps share a sum
+
+int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+bool narrow(int number) { return number == CNNLSTM_BFLOAT16 || number == CNNLSTM_FLOAT16; }
+
+// A pass over one layer on a GPU.
+struct Pass {
+  const CnnlstmGpu& gpu;
+  bool backward;
+  int number;
+  int64_t H, B;
+  int D;
+
+  bool valid() const {
+    constexpr int64_t kMost = INT_MAX - kSequences;
+    return H >= 1 && H <= kMost && B >= 1 && B <= kMost && (D == 1 || D == 2) && number >= CNNLSTM_FLOAT32 &&
+           number <= CNNLSTM_FLOAT16;
+  }
+  int64_t numbers() const { return backward ? 4 : 1; }  // that a unit puts into the product
+  int batch_tiles() const { return static_cast<int>(ceil_div(B, kSequences)); }
+};
+
+void add(const Pass& pass, int way, int64_t groups, int64_t splits, int tiles, int64_t blocks,
+         std::vector<CnnlstmPlan>& found) {
+  if (pass.backward) groups = round_up(groups, 2);
+  if (groups * splits > kMostWarps) return;
+  if (way == CNNLSTM_GRID && blocks * pass.D > pass.gpu.multiprocessors) return;
+  CnnlstmPlan plan = {};
+  plan.way = way;
+  plan.groups = static_cast<int>(groups);
+  plan.splits = static_cast<int>(splits);
+  plan.tiles = tiles;
+  plan.blocks = static_cast<int>(blocks);
+  plan.batch_tiles = pass.batch_tiles();
+  const int most = way == CNNLSTM_GRID ? pass.gpu.multiprocessors / (plan.blocks * pass.D) : kMostTilesAtOnce;
+  plan.tiles_at_once = std::min({plan.batch_tiles, most, kMostTilesAtOnce});
+  plan.threads = 32 * plan.groups * plan.splits;
+  const Layout layout = layout_of(plan, pass.backward, pass.number);
+  plan.shared_bytes = layout.shared_bytes;
+  plan.exchange_bytes = layout.exchange_bytes(pass.D, plan.batch_tiles);
+  if (plan.shared_bytes <= pass.gpu.shared_bytes) found.push_back(plan);
+}
+
+std::vector<CnnlstmPlan> fitting(const Pass& pass) {
+  std::vector<CnnlstmPlan> found;
+  const int64_t groups = ceil_div(pass.H, kGroup);
+  const int64_t pieces = ceil_div(pass.H * number_bytes_of(pass.number), kPiece);
+  if (pieces <= kTiles)
+    add(pass, CNNLSTM_BLOCK, groups, 1, pieces <= kTiles / 2 ? kTiles / 2 : kTiles, 1, found);
+  const int64_t splits = std::max<int64_t>(2, ceil_div(pieces, kTiles));
+  if (pass.gpu.sm >= 90)
+    for (int blocks = 2; blocks <= pass.gpu.largest_cluster; blocks *= 2)
+      add(pass, CNNLSTM_CLUSTER, ceil_div(groups, blocks), splits, kTiles, blocks, found);
+  const int least = pass.backward ? 2 : 1;  // groups of a block
+  for (int64_t of_block = least; of_block < groups && of_block * splits <= kMostWarps; of_block += least)
+    add(pass, CNNLSTM_GRID, of_block, splits, kTiles, ceil_div(groups, of_block), found);
+  CnnlstmPlan step = {};
+  step.way = CNNLSTM_STEP;
+  step.batch_tiles = step.tiles_at_once = pass.batch_tiles();
+  found.push_back(step);
+  return found;
+}
+
+// What a step of a plan has to do, in nanoseconds.
+struct Work {
+  double product, cells, exchange, rows;  // what keeps the parts of an SM busy
+  double waiting;                         // latencies that nothing hides
+  int64_t rounds;                         // of as many tiles as run at once
+};
+
+double send_latency(const CnnlstmCosts& costs, int blocks) {
+  return blocks <= 2 ? costs.send_2 : blocks <= 4 ? costs.send_4 : blocks <= 8 ? costs.send_8 : costs.send_16;
+}
+
+double piece_time(const CnnlstmCosts& costs, int number) {
+  return number == CNNLSTM_FLOAT32 ? costs.piece_float32
+         : number == CNNLSTM_TF32  ? costs.piece_tf32
+                                   : costs.piece_16;
+}
+
+// Special functions of a cell: sigmoid is tanh of a half in bfloat16, else 2^x and a reciprocal, like tanh
+// (cell.cuh).
+int special_functions(const Pass& pass) {
+  const int each = pass.number == CNNLSTM_BFLOAT16 ? 1 : 2;
+  return each * (pass.backward ? 1 : 5);
+}
+
+// Bytes of global memory that a cell has in the rows of a call, at the least: forward gate inputs and h;
+// backward gates, c and the gradients of the gates.
+int row_bytes(const Pass& pass) {
+  const int bytes = number_bytes_of(pass.number);
+  return pass.backward ? 9 * bytes : 4 * static_cast<int>(sizeof(float)) + bytes;
+}
+
+Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
+  const CnnlstmCosts& costs = pass.gpu.costs;
+  const Layout layout = layout_of(plan, pass.backward, pass.number);
+  const bool grid = plan.way == CNNLSTM_GRID, cluster = plan.way == CNNLSTM_CLUSTER;
+
+  // Tiles that share an SM hide each other's latencies. An SM has 65536 registers. A thread takes 128 of
+  // them, and more where the weights of a float32 block need them.
+  const int registers = plan.way == CNNLSTM_BLOCK && plan.tiles == kTiles && !narrow(pass.number) ? 152 : 128;
+  const int64_t resident =
+      std::min<int64_t>(65536 / (registers * plan.threads), pass.gpu.shared_bytes / plan.shared_bytes);
+  const int64_t room = grid ? 1 : std::max<int64_t>(1, resident);
+  const int64_t beside = std::max<int64_t>(1, pass.gpu.multiprocessors / plan.blocks);  // on SMs of their own
+  const int64_t all = int64_t{plan.batch_tiles} * pass.D;
+  const int64_t sharing = std::min(room, ceil_div(all, beside));
+  const int64_t rounds =
+      grid ? ceil_div(plan.batch_tiles, plan.tiles_at_once) : ceil_div(all, beside * sharing);
+
+  const int warps = plan.groups * plan.splits;
+  const int64_t cells = int64_t{plan.groups} * kGroup * kSequences;
+  const int64_t tile = layout.units * kSequences * pass.numbers() * number_bytes_of(pass.number);
+  // Rows of b that each of the warp's products reads: a backward warp has half the rows of a, and twice the
+  // pieces.
+  const int64_t read = int64_t{warps} * plan.tiles * kPiece * kSequences * (pass.backward ? 2 : 1);
+
+  const double busy = std::min<int64_t>(pass.gpu.multiprocessors, all * plan.blocks);
+  const double l2 = std::min(costs.l2_sm, costs.l2 / busy);
+
+  Work work = {};
+  work.rounds = rounds;
+  work.product =
+      sharing * std::max(warps * 2 * plan.tiles * piece_time(costs, pass.number), read / costs.shared);
+  work.cells =
+      sharing * (cells * special_functions(pass) * costs.special + 2 * layout.partial_bytes / costs.shared);
+  work.rows = sharing * cells * row_bytes(pass) / l2;
+  work.exchange = cluster ? sharing * tile / costs.cluster : grid ? 2 * tile / l2 : 0;
+  work.waiting = plan.tiles / 2 * costs.piece_latency + costs.cell_latency;
+  if (layout.partial_bytes > 0) work.waiting += costs.block_barrier;
+  work.waiting += cluster ? send_latency(costs, plan.blocks) : costs.block_barrier + (grid ? costs.word : 0);
+  return work;
+}
+
+Work by_step(const Pass& pass) {
+  const CnnlstmCosts& costs = pass.gpu.costs;
+  const double weights = 4.0 * pass.H * pass.H * number_bytes_of(pass.number) * pass.D;
+  const double operations = 8.0 * pass.H * pass.H * pass.B * pass.D;
+  const double rate = pass.number == CNNLSTM_FLOAT32 ? costs.gemm_float32
+                      : pass.number == CNNLSTM_TF32  ? costs.gemm_tf32
+                                                     : costs.gemm_16;
+  const int sums = pass.backward ? 1 : 4;  // float32 numbers that the product leaves for a cell
+  const double cells = static_cast<double>(pass.B) * pass.H * pass.D;
+  Work work = {};
+  work.rounds = 1;
+  work.product =
+      std::max(operations / rate, weights / (weights <= pass.gpu.l2_bytes ? costs.l2 : costs.memory));
+  work.cells = cells * special_functions(pass) * costs.special / pass.gpu.multiprocessors;
+  work.rows = cells * row_bytes(pass) / costs.memory + cells * 8 * sums / costs.l2;
+  work.waiting = (pass.D + 1) * costs.launch;  // a product for each direction, and the cells
+  return work;
+}
+
+Work work_of(const Pass& pass, const CnnlstmPlan& plan) {
+  return plan.way == CNNLSTM_STEP ? by_step(pass) : persistent(pass, plan);
+}
+
+// Rows come and go beside all else, which happens one after the other.
+double seconds(const Work& work) {
+  return 1e-9 * work.rounds * std::max(work.waiting + work.product + work.cells + work.exchange, work.rows);
+}
+
+double floor_seconds(const Work& work) {
+  return 1e-9 * work.rounds * std::max({work.waiting, work.product, work.cells, work.exchange, work.rows});
+}
+
+}  // namespace
+
+extern "C" int cnnlstm_plans(const CnnlstmGpu* gpu, int backward, int number, int64_t H, int64_t B, int D,
+                             CnnlstmPlan* plans, int capacity) {
+  const Pass pass{*gpu, backward != 0, number, H, B, D};
+  if (!pass.valid()) return -1;
+  const std::vector<CnnlstmPlan> found = fitting(pass);
+  std::copy_n(found.begin(), std::min<size_t>(found.size(), std::max(capacity, 0)), plans);
+  return static_cast<int>(found.size());
+}
+
+extern "C" int cnnlstm_plan(const CnnlstmGpu* gpu, int backward, int number, int64_t H, int64_t B, int D,
+                            CnnlstmPlan* plan) {
+  const Pass pass{*gpu, backward != 0, number, H, B, D};
+  if (!pass.valid()) return -1;
+  const std::vector<CnnlstmPlan> found = fitting(pass);
+  // One block that holds all weights leaves the other SMs alone and waits for nobody: others have to promise
+  // a third less.
+  const auto weighed = [&](const CnnlstmPlan& candidate) {
+    return seconds(work_of(pass, candidate)) * (candidate.way == CNNLSTM_BLOCK ? 2 : 3);
+  };
+  *plan = *std::min_element(found.begin(), found.end(),
+                            [&](const auto& a, const auto& b) { return weighed(a) < weighed(b); });
+  return 0;
+}
+
+extern "C" double cnnlstm_step_seconds(const CnnlstmGpu* gpu, int backward, int number, int64_t H, int64_t B,
+                                       int D, const CnnlstmPlan* plan) {
+  return seconds(work_of({*gpu, backward != 0, number, H, B, D}, *plan));
+}
+
+extern "C" double cnnlstm_step_floor_seconds(const CnnlstmGpu* gpu, int backward, int number, int64_t H,
+                                             int64_t B, int D, const CnnlstmPlan* plan) {
+  return floor_seconds(work_of({*gpu, backward != 0, number, H, B, D}, *plan));
+}
+
+}  // namespace cnnlstm

@@ -1,0 +1,62 @@
+// The rows of a call: which sequence has a step at which time, and where it lies. Steps are numbered in a
+// direction's own order. Rows have 32-bit numbers, which the launches see to; elements need 64.
+#pragma once
+
+#include "cuda/arguments.h"
+#include "cuda/device.cuh"
+
+namespace cnnlstm {
+
+class Rows {
+ public:
+  CNNLSTM_DEVICE Rows(const CnnlstmRows& rows, int direction)
+      : T(static_cast<int>(rows.T)),
+        B(static_cast<int>(rows.B)),
+        direction_(direction),
+        lengths_(rows.lengths),
+        offsets_(rows.offsets),
+        reset_(rows.reset) {}
+
+  const int T, B;
+
+  CNNLSTM_DEVICE int time(int s) const { return direction_ == 0 ? s : T - 1 - s; }
+
+  // First row of step s, or of the nearest that exists.
+  CNNLSTM_DEVICE int first(int s) const {
+    const int t = time(s < 0 ? 0 : s < T ? s : T - 1);
+    return offsets_ == nullptr ? t * B : static_cast<int>(device::load(offsets_ + t));
+  }
+
+  // Steps of sequence b. A length that no sequence can have counts as the nearest that one can.
+  CNNLSTM_DEVICE int length(int b) const {
+    if (lengths_ == nullptr) return T;
+    const int64_t length = device::load(lengths_ + b);
+    return length < 0 ? 0 : length < T ? static_cast<int>(length) : T;
+  }
+
+  // Whether a sequence of that length has a step s, which may lie outside of 0..T-1.
+  CNNLSTM_DEVICE bool active(int s, int length) const { return s >= 0 && s < T && time(s) < length; }
+
+  // Whether the state that enters an active step lives on.
+  CNNLSTM_DEVICE bool kept(int s, int b, bool active) const {
+    return active && (reset_ == nullptr || device::load(reset_ + int64_t{time(s)} * B + b) == 0);
+  }
+
+  // Whether a row exists for a sequence in every step: not so in a packed sequence.
+  CNNLSTM_DEVICE bool padded() const { return offsets_ == nullptr; }
+
+ private:
+  const int direction_;
+  const int64_t* const lengths_;
+  const int64_t* const offsets_;
+  const uint8_t* const reset_;
+};
+
+template <class F>
+void each_array_of_rows(const CnnlstmRows& rows, F f) {
+  f(rows.lengths, rows.B);
+  f(rows.offsets, rows.T);
+  f(rows.reset, rows.T * rows.B);
+}
+
+}  // namespace cnnlstm
