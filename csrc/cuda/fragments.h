@@ -3,10 +3,16 @@
 // m16n8k16 and m16n8k8 in the PTX ISA, which are the same in bytes: a piece is 32 bytes of k, and a register
 // 4 of them.
 //
-// tests/test_cuda_fragments.py proves through _C that each covers its matrix exactly once.
+// fragments.cpp proves that each map covers its matrix exactly once.
 #pragma once
 
 #include "cuda/layout.h"
+
+#ifdef __CUDACC__
+#define CNNLSTM_ANYWHERE __host__ __device__
+#else
+#define CNNLSTM_ANYWHERE
+#endif
 
 namespace cnnlstm {
 

@@ -10,12 +10,6 @@
 #include "cuda/arguments.h"
 #include "cuda/plan.h"
 
-#ifdef __CUDACC__
-#define CNNLSTM_ANYWHERE __host__ __device__
-#else
-#define CNNLSTM_ANYWHERE
-#endif
-
 namespace cnnlstm {
 
 constexpr int kSequences = 8;  // of a batch tile: the n of a product
@@ -61,7 +55,7 @@ struct Layout {
   }
 };
 
-inline Layout layout_of(const CnnlstmPlan& plan, bool backward, int number) {
+constexpr Layout layout_of(const CnnlstmPlan& plan, bool backward, int number) {
   Layout layout = {};
   layout.backward = backward;
   layout.cluster = plan.way == CNNLSTM_CLUSTER;
