@@ -138,14 +138,14 @@ struct Backward {
     // The lane's own cells.
     const Rows rows(pass.rows, direction);
     const BackwardRows<T> own(pass, direction, unit);
-    int column[kOwned], length[kOwned];  // length: below 0 where there is no cell
+    int length[kOwned];  // below 0 where there is no cell
     // Gradients of the states; where `takes`, dh comes out of the next product.
     float dh[kOwned], dc[kOwned];
     bool takes[kOwned];
-    const auto sequence = [&](int j) { return tile * kSequences + device::anew(column[j]); };
+    const auto column = [&](int j) { return column_of(device::anew(lane), kSplit, part, j); };
+    const auto sequence = [&](int j) { return tile * kSequences + column(j); };
     CNNLSTM_UNROLL
     for (int j = 0; j < kOwned; ++j) {
-      column[j] = column_of(lane, kSplit, part, j);
       const bool exists = owner && unit < H && sequence(j) < rows.B;
       length[j] = exists ? rows.length(sequence(j)) : -1;
       takes[j] = false;
@@ -172,8 +172,7 @@ struct Backward {
     exchange.start();
     float* const partial = reinterpret_cast<float*>(device::shared_memory() + layout.partial_at) + lane;
     const auto of_part = [&](int p, int v) { return partial + ((group / 2 * parts + p) * 4 + v) * 32; };
-    // Tile n holds the gate gradients of the step that comes before the n-th here; after the last step comes
-    // h0.
+    // Tile n holds the gate gradients of the step that comes before the n-th here; h0 comes after the last.
     CNNLSTM_NO_UNROLL
     for (int n = 0; n <= rows.T; ++n) {
       const int s = rows.T - 1 - n;
@@ -207,7 +206,7 @@ struct Backward {
           Quad<T> factors;
           CNNLSTM_UNROLL
           for (int gate = 0; gate < 4; ++gate) factors.value[gate] = Number::factor(gradients[j].value[gate]);
-          Quad<T>* const row = reinterpret_cast<Quad<T>*>(exchange.row(n + 1, device::anew(column[j])));
+          Quad<T>* const row = reinterpret_cast<Quad<T>*>(exchange.row(n + 1, column(j)));
           device::store_shared(row + unit, factors);
         }
         exchange.publish(n + 1);

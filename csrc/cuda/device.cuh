@@ -15,6 +15,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstdio>
 #include <type_traits>
 
 #define CNNLSTM_DEVICE __device__ __forceinline__
@@ -174,14 +175,20 @@ CNNLSTM_DEVICE void store_word(uint64_t* p, uint64_t word) {
 }
 
 // ---- a watch over waiting ----
-// A wait that takes about a second ends the kernel with an error: nobody is left to be waited for.
+// A wait that takes about a second ends the kernel with an error: nobody is left to be waited for. A call,
+// for it must take no registers from the kernels; a text without arguments, for those would lie in local
+// memory.
+__device__ __noinline__ inline void give_up() {
+  printf("cnnlstm_fast: a block waited for the others for too long; the kernel ends with an error\n");
+  __trap();
+}
 class Watch {
  public:
   CNNLSTM_DEVICE Watch() : start_(clock()) {}
 
   // Called in every turn of a loop that waits.
   CNNLSTM_DEVICE void turn() const {
-    if (clock() - start_ > kLimit) __trap();
+    if (clock() - start_ > kLimit) give_up();
   }
 
  private:

@@ -146,13 +146,13 @@ struct Forward {
     // The lane's own cells.
     const Rows rows(pass.rows, direction);
     const int begin = static_cast<int>(pass.begin), end = static_cast<int>(pass.end);
-    int column[kOwned], length[kOwned];  // length: below 0 where there is no cell
+    int length[kOwned];  // below 0 where there is no cell
     float c[kOwned];
     T h[kOwned];
-    const auto sequence = [&](int j) { return tile * kSequences + device::anew(column[j]); };
+    const auto column = [&](int j) { return column_of(device::anew(lane), kSplit, part, j); };
+    const auto sequence = [&](int j) { return tile * kSequences + column(j); };
     CNNLSTM_UNROLL
     for (int j = 0; j < kOwned; ++j) {
-      column[j] = column_of(lane, kSplit, part, j);
       const bool exists = owner && unit < H && sequence(j) < rows.B;
       length[j] = exists ? rows.length(sequence(j)) : -1;
       const int64_t at = (int64_t{direction} * rows.B + sequence(j)) * H + unit;
@@ -249,7 +249,7 @@ struct Forward {
         if (s + 1 < end) {
           CNNLSTM_UNROLL
           for (int j = 0; j < kOwned; ++j) {
-            T* const row = reinterpret_cast<T*>(exchange.row(n + 1, device::anew(column[j])));
+            T* const row = reinterpret_cast<T*>(exchange.row(n + 1, column(j)));
             device::store_shared(row + unit, Number::factor(h[j]));
           }
           exchange.publish(n + 1);
