@@ -92,6 +92,15 @@ def gpu_grid() -> Iterator[Call]:
             yield Call(case, mode, dtype)
 
 
+def _gpu_target(backend: str) -> Target:
+    def missing() -> str | None:
+        if not torch.cuda.is_available():
+            return f"PyTorch {torch.__version__} sees no NVIDIA GPU"
+        return BACKENDS[backend].supports(next(gpu_grid()).case.spec("inference", "f32", "cuda"))
+
+    return Target(backend, "cuda", lambda: Gpu(torch.cuda.get_device_name()), gpu_grid, missing, 2e13)
+
+
 TARGETS = {
     target.backend: target
     for target in (
@@ -103,14 +112,8 @@ TARGETS = {
             lambda: None if _native.available else _native.reason,
             2e11,
         ),
-        Target(
-            "triton",
-            "cuda",
-            lambda: Gpu(torch.cuda.get_device_name()),
-            gpu_grid,
-            lambda: None if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no NVIDIA GPU",
-            2e13,
-        ),
+        _gpu_target("triton"),
+        _gpu_target("cuda"),
     )
 }
 

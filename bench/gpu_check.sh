@@ -2,8 +2,9 @@
 # The check on a machine with an NVIDIA GPU and no network: bench/gpu_check.sh OUTDIR [--budget SECONDS]
 # Builds in place with the interpreter $PYTHON (python3), which has PyTorch, cmake, ninja, pybind11, pytest, numpy, SciPy
 # and rich; runs every GPU test, then as many rows of the suite `gpu` as the budget (480 s in all) lets it, the most
-# important first, and names those that it dropped. Leaves facts.json, tests.xml, gpu.json, table.txt and log.txt in
-# OUTDIR. Exit status: 3 without a GPU, 1 where something failed.
+# important first, and names those that it dropped. Leaves facts.json, micro.json (what the parts of a step cost),
+# tests.xml, gpu.json, table.txt and log.txt (with what every kernel takes of the GPU) in OUTDIR. Exit status: 3 without
+# a GPU, 1 where something failed.
 set -uo pipefail
 python=${PYTHON:-python3}
 usage="usage: bench/gpu_check.sh OUTDIR [--budget SECONDS]"
@@ -38,9 +39,13 @@ open(sys.argv[1], "w").write(text + "\n")
 print(text)
 PY
 
+echo "== kernels ($SECONDS s)"
+"$python" tests/cuda_resources.py || failed=1
+"$python" -m bench.micro --json "$out/micro.json" || failed=1
+
 echo "== tests ($SECONDS s)"
 left=$((budget - SECONDS))
-timeout $((left * 2 / 3)) "$python" -m pytest -q -m gpu tests --junitxml="$out/tests.xml" || failed=1
+timeout --signal INT --kill-after 20 $((left * 2 / 3)) "$python" -m pytest -q -m gpu tests --junitxml="$out/tests.xml" || failed=1
 
 echo "== benchmark ($SECONDS s)"
 left=$((budget - SECONDS - 10))

@@ -287,7 +287,7 @@ def check_case(
     backward: bool = True,
     part: Callable[[Run], Run] = lambda run: run,
 ) -> None:
-    """The backend against the float64 reference, beside PyTorch's own error.
+    """The backend against the float64 reference, beside PyTorch's own error. Products of float32 are exact.
 
     Args:
         backward: compare the gradients, too.
@@ -298,16 +298,42 @@ def check_case(
         data = make(case, dtype, SEED + k)
         there = data.to(dtype, device)
         require(backend, there)
-        with torch.set_grad_enabled(backward):
+        with torch.set_grad_enabled(backward), float32_products("ieee"):
             got = results(part(fast(backend)), there, backward)
             with one_thread():  # many tiny operations, which threads only hold up
                 eager = results(part(pytorch), there, backward)
-                return got, eager, results(part(oracle), data, backward)
+                return got, eager, results(part(oracle), data.to(torch.float64, device), backward)
 
     size = case.T * case.B * case.H
     interpreted = backend in ("triton", "cuda") and device == "cpu"
     # slow, and a draw that fails asks for more by itself
     check(draw, dtype, 1 if interpreted or not size else min(8, 1 + 500 // size))
+
+
+def check_tf32(case: Case, backend: str, device: str = "cpu") -> None:
+    """The same in float32 with products of TF32, which keeps of a factor as many bits as float16."""
+
+    def draw(k: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        data = make(case, torch.float32, SEED + k)
+        there = data.to(torch.float32, device)
+        require(backend, there)
+        with float32_products("tf32"):
+            got = results(fast(backend), there)
+        eager = results(pytorch, data.to(torch.float16, device))
+        return got, eager, results(oracle, data.to(torch.float64, device))
+
+    check(draw, torch.float32)
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Of LSTMs on a GPU: ieee, or tf32, which is PyTorch's default."""
+    before = torch.backends.cudnn.rnn.fp32_precision
+    torch.backends.cudnn.rnn.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = before
 
 
 def spec_of(*args: Any, **kwargs: Any) -> LSTMSpec:

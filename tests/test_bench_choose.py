@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import one_thread
+from helpers import one_thread, require_spec
 from test_bench_runner import Inline
 
 from bench import choose, runner
@@ -197,24 +197,37 @@ def test_the_grid_of_a_gpu_has_stacks_and_packed_sequences(monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_the_kernels_for_gpus_are_measured_in_the_same_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the interpreter: what the figures are is no matter."""
-    pytest.importorskip("triton")
+    """On the CPU: what the figures are is no matter."""
     gpu = Gpu("A GPU that nobody has")
     for name, sizes in {"GPU_STEPS": (2,), "GPU_BATCHES": (1,), "GPU_HIDDEN": (16,)}.items():
         monkeypatch.setattr(choose, name, sizes)
-    here = replace(choose.TARGETS["triton"], device="cpu", machine=lambda: gpu, missing=lambda: None)
-    monkeypatch.setitem(choose.TARGETS, "triton", here)
+    require_spec(backend, next(choose.gpu_grid()).case.spec("inference", "f32"))
+    here = replace(choose.TARGETS[backend], device="cpu", machine=lambda: gpu, missing=lambda: None)
+    monkeypatch.setitem(choose.TARGETS, backend, here)
     path = tmp_path / "table.json"
-    assert choose.main([*ARGUMENTS, "--backend", "triton", "--mode", "inference", "--out", str(path)]) == 0
+    assert choose.main([*ARGUMENTS, "--backend", backend, "--mode", "inference", "--out", str(path)]) == 0
     table = measured.load(path)
     assert table.machine == gpu and points(path) == 2
     assert table.kinds.keys() == {"float32 inference D=1", "float32 inference D=1 packed"}
 
 
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_there_is_nothing_to_measure(capsys: Any) -> None:
-    assert choose.main(["--backend", "triton"]) == 2
+def test_without_a_gpu_there_is_nothing_to_measure(backend: str, capsys: Any) -> None:
+    assert choose.main(["--backend", backend]) == 2
     assert "There is nothing to measure: PyTorch" in capsys.readouterr().err
+
+
+def test_a_backend_that_does_not_run_on_the_gpu_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(_native, "notes", {"cuda": True, "cuda_archs": ["80"]})
+    assert choose.main(["--backend", "cuda"]) == 2
+    assert "There is nothing to measure: it needs an NVIDIA GPU of compute" in capsys.readouterr().err

@@ -13,13 +13,12 @@ import torch
 from helpers import (
     SEED,
     Case,
-    check,
     check_case,
+    check_tf32,
     fast,
     make,
     nan_memory,
     oracle,
-    pytorch,
     results,
     spec_of,
 )
@@ -73,20 +72,9 @@ def test_every_way(case: Case, way: str, number: str) -> None:
     case = sized(case, way, number)
     with host.pretending(way, tf32=number == "tf32"):
         if number == "tf32":
-            check_tf32(case)
+            check_tf32(case, "cuda")
         else:
             check_case(case, "cuda", DTYPES[number])
-
-
-def check_tf32(case: Case) -> None:
-    """TF32 keeps of a factor as many bits as float16."""
-
-    def draw(k: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        data = make(case, torch.float32, SEED + k)
-        got = results(fast("cuda"), data.to(torch.float32))
-        return got, results(pytorch, data.to(torch.float16)), results(oracle, data)
-
-    check(draw, torch.float32)
 
 
 @pytest.mark.parametrize("way", ["block", "cluster", "grid"])
@@ -313,11 +301,3 @@ def test_without_the_host_library_it_refuses_the_cpu(monkeypatch: pytest.MonkeyP
 def test_auto_leaves_the_cpu_to_others() -> None:
     pace = BACKENDS["cuda"].pace(SPEC)
     assert pace is not None and pace.slow
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("H", [64, 300, 1500])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_number_on_a_gpu(H: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    check_case(Case(T=9, B=19, I=40, H=H, layers=2, bidirectional=True), "cuda", dtype, "cuda")

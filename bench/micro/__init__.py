@@ -51,7 +51,6 @@ def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings) -> dict[str, flo
         "l2": native.micro_l2(multiprocessors),
         "memory": native.cuda_copy_bandwidth(),
         "gemm_16": 1e-9 * ceilings.gemm_bf16,
-        "gemm_tf32": 1e-9 * ceilings.gemm_tf32,
         "gemm_float32": 1e-9 * ceilings.gemm_f32,
         "launch": native.micro_launch(),
     }

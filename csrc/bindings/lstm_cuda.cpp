@@ -1,14 +1,30 @@
 #include "bindings/lstm_cuda.h"
 
+#include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <optional>
+
+#include "bindings/cuda_device.h"
 #include "bindings/cuda_layer.h"
 
 namespace cnnlstm {
 
 namespace {
+
+// Where exact products are asked for, those around the recurrence are exact, too, whatever their own switch
+// says.
+class ExactProducts {
+ public:
+  ExactProducts() {
+    if (!wants_tf32()) guard_.emplace();
+  }
+
+ private:
+  std::optional<at::NoTF32Guard> guard_;
+};
 
 void check_dtype(const Call& call) {
   const at::ScalarType dtype = call.dtype();
@@ -46,6 +62,7 @@ ForwardResult lstm_cuda(const at::Tensor& input, const at::Tensor& h0, const at:
   const Call call(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional);
   check_dtype(call);
   const c10::DeviceGuard guard(input.device());
+  const ExactProducts exact;
   const int64_t L = call.L, D = call.D, H = call.H, N = call.rows, width = D * call.P;
   const auto empty = [&](at::IntArrayRef shape) { return at::empty(shape, call.options); };
   const at::Tensor output = empty(call.shape({}, width));
@@ -85,11 +102,15 @@ BackwardResult lstm_backward_cuda(const OptionalTensor& grad_output, const Optio
   const Call call(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional);
   check_dtype(call);
   const c10::DeviceGuard guard(input.device());
+  const ExactProducts exact;
   const int64_t L = call.L, D = call.D, H = call.H, N = call.rows, width = D * call.P;
   call.check("output", output, call.shape({}, width));
   call.check("cells", cells, call.shape({L * D}, H));
   call.check("gates", gates, call.shape({L * D}, 4 * H));
   call.check("hidden", hidden, call.shape({L - 1}, width));
+  // The kernels read the four gates of a unit at once; the forward pass's own tensor is aligned.
+  TORCH_CHECK(reinterpret_cast<uintptr_t>(gates.const_data_ptr()) % 16 == 0,
+              "gates must begin at a multiple of 16 bytes, as the forward pass leaves it.");
   const at::Tensor last_h = call.gradient("grad_h_n", grad_h_n, h0.sizes());
   const at::Tensor last_c = call.gradient("grad_c_n", grad_c_n, c0.sizes());
   const at::Tensor of_cells = call.gradient("grad_cells", grad_cells, cells.sizes());

@@ -189,6 +189,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("micro_shared", ceiling<int>(&cnnlstm_micro_shared), py::arg("rounds") = 20000, release);
   m.def("micro_exchange", ceiling<int, int, int, int, int>(&cnnlstm_micro_exchange), py::arg("cluster"),
         py::arg("backward"), py::arg("groups"), py::arg("blocks"), py::arg("rounds") = 20000, release);
+  m.def("micro_hang", ceiling<int>(&cnnlstm_micro_hang), py::arg("cluster"), release);
   m.def("micro_l2", ceiling<int, int>(&cnnlstm_micro_l2), py::arg("blocks"), py::arg("rounds") = 20, release);
   m.def("micro_launch", ceiling<int>(&cnnlstm_micro_launch), py::arg("rounds") = 1000, release);
 #endif

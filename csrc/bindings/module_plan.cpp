@@ -34,7 +34,6 @@ constexpr std::pair<const char*, double CnnlstmCosts::*> kCosts[] = {
     {"l2", &CnnlstmCosts::l2},
     {"memory", &CnnlstmCosts::memory},
     {"gemm_16", &CnnlstmCosts::gemm_16},
-    {"gemm_tf32", &CnnlstmCosts::gemm_tf32},
     {"gemm_float32", &CnnlstmCosts::gemm_float32},
     {"launch", &CnnlstmCosts::launch},
 };

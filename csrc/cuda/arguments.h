@@ -42,8 +42,8 @@ typedef struct {
   const void* weight_hh[2];  // (4H, H) in nn.LSTM's order; row r, column k at weight_hh[d] + r*H + k
   const void* bias_ih[2];    // (4H,) in nn.LSTM's order, or NULL
   const void* bias_hh[2];
-  const void*
-      h_in;  // (D, B, H) number: enters step `begin`; h_out: leaves step end-1. No array overlaps another.
+  // Both (D, B, H) number: what enters step `begin`, and what leaves step end-1. No array overlaps another.
+  const void* h_in;
   void* h_out;
   const void* c_in;  // (D, B, H), float32 where c_in_float else number
   void* c_out;

@@ -37,11 +37,11 @@ void each_array_of(const CnnlstmBackward& pass, F f) {
   f(static_cast<T*>(pass.gate_gradients), 4 * all);
 }
 
-// What a step's cell needs of what the forward pass left, and of the gradients that come from outside.
+// What a step's cell needs of what the forward pass left, and the gradient of its output.
 template <class T>
 struct StepBack {
   Quad<T> gates;
-  T c, c_prev, d_output, d_cells;
+  T c, c_prev, d_output;
 };
 
 // A sequence's cells of a unit in one direction.
@@ -67,8 +67,12 @@ class BackwardRows {
                        : device::load(static_cast<const T*>(pass_.c0) + state(sequence));
     const int64_t of_output = (row * pass_.D + direction_) * pass_.H + unit_;
     found.d_output = optional(pass_.grad_output, of_output);
-    found.d_cells = optional(pass_.grad_cells, at);
     return found;
+  }
+
+  // The gradient of the cell states themselves, which hardly anybody asks for: it waits for its load.
+  CNNLSTM_DEVICE float of_cells(int64_t row) const {
+    return device::to_float(optional(pass_.grad_cells, (direction_ * pass_.rows.N + row) * pass_.H + unit_));
   }
 
   CNNLSTM_DEVICE T optional(const void* values, int64_t at) const {
@@ -90,10 +94,10 @@ template <class Number>
 CNNLSTM_DEVICE Quad<typename Number::Stored> retreat(const StepBack<typename Number::Stored>& step, bool kept,
                                                      float dh, float& dc) {
   using device::to_float;
-  const typename Cell<Number>::Gradients d = Cell<Number>::backward(
-      to_float(step.gates.value[0]), to_float(step.gates.value[1]), to_float(step.gates.value[2]),
-      to_float(step.gates.value[3]), to_float(step.c), kept ? to_float(step.c_prev) : 0,
-      dh + to_float(step.d_output), dc + to_float(step.d_cells));
+  const typename Cell<Number>::Gradients d =
+      Cell<Number>::backward(to_float(step.gates.value[0]), to_float(step.gates.value[1]),
+                             to_float(step.gates.value[2]), to_float(step.gates.value[3]), to_float(step.c),
+                             kept ? to_float(step.c_prev) : 0, dh + to_float(step.d_output), dc);
   dc = kept ? d.c_prev : 0;
   return quad<typename Number::Stored>(d.i, d.f, d.g, d.o);
 }
@@ -103,7 +107,7 @@ struct Backward {
   using Number = Number_;
   using T = typename Number::Stored;
   using Arguments = BackwardArguments;
-  static constexpr int kThreads = most_threads<T>(kWay, kTiles);
+  static constexpr int kThreads = most_threads<Number>(kWay, kTiles);
   static constexpr bool kCluster = kWay == CNNLSTM_CLUSTER;
   static constexpr int kOwned = kSplit ? 1 : 2;   // cells of an owner lane
   static constexpr int kOwners = kSplit ? 2 : 1;  // warps of a group that have cells
@@ -113,9 +117,9 @@ struct Backward {
   template <class F>
   static void each_array(const Arguments& arguments, F f) {
     each_array_of<T>(arguments.pass, f);
-    f(arguments.tiles.words,
-      int64_t{arguments.tiles.count} * arguments.pass.D * arguments.tiles.words_of_tile);
-    f(arguments.packed, arguments.layout.packed_bytes(arguments.pass.D) / 16);
+    const int64_t D = arguments.pass.D;
+    f(arguments.packed, arguments.layout.packed_bytes(D) / 16);
+    f(arguments.tiles.words, arguments.tiles.all_words(D));
   }
 
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
@@ -137,7 +141,6 @@ struct Backward {
 
     // The lane's own cells.
     const Rows rows(pass.rows, direction);
-    const BackwardRows<T> own(pass, direction, unit);
     int length[kOwned];  // below 0 where there is no cell
     // Gradients of the states; where `takes`, dh comes out of the next product.
     float dh[kOwned], dc[kOwned];
@@ -149,6 +152,7 @@ struct Backward {
       const bool exists = owner && unit < H && sequence(j) < rows.B;
       length[j] = exists ? rows.length(sequence(j)) : -1;
       takes[j] = false;
+      const BackwardRows<T> own(pass, direction, unit);
       dh[j] = exists ? device::to_float(own.optional(pass.grad_h_n, own.state(sequence(j)))) : 0;
       dc[j] = exists ? device::to_float(own.optional(pass.grad_c_n, own.state(sequence(j)))) : 0;
     }
@@ -170,28 +174,29 @@ struct Backward {
     product.load(arguments.packed + packed_at(layout, direction, device::block_x(), warp, lane));
 
     exchange.start();
-    float* const partial = reinterpret_cast<float*>(device::shared_memory() + layout.partial_at) + lane;
-    const auto of_part = [&](int p, int v) { return partial + ((group / 2 * parts + p) * 4 + v) * 32; };
-    // Tile n holds the gate gradients of the step that comes before the n-th here; h0 comes after the last.
+    const auto of_part = [&](int p, int v) {
+      float* const partial = reinterpret_cast<float*>(device::shared_memory() + layout.partial_at);
+      return partial + ((group / 2 * parts + p) * 4 + v) * 32 + lane;
+    };
+    // Tile n holds the gate gradients of the step that comes before the n-th here, tile 0 zeros; h0 comes
+    // after the last step.
     CNNLSTM_NO_UNROLL
     for (int n = 0; n <= rows.T; ++n) {
       const int s = rows.T - 1 - n;
-      if (n > 0) {
-        exchange.receive(n);
-        float sums[4];
-        product.multiply(lane, exchange.row(n, 0) + own_part * kPartBytes, layout.row_bytes, sums);
-        CNNLSTM_UNROLL
-        for (int v = 0; v < 4; ++v) device::store_shared(of_part(device::anew(own_part), v), sums[v]);
-        device::block_barrier();
-        CNNLSTM_UNROLL
-        for (int j = 0; j < kOwned; ++j) {
-          if (!takes[j]) continue;
-          const int v = device::anew(2 * half + (kSplit ? part : j));
-          float sum = 0;
-          CNNLSTM_NO_UNROLL
-          for (int p = 0; p < parts; ++p) sum += device::load_shared(of_part(p, v));
-          dh[j] = sum;
-        }
+      exchange.receive(n);
+      float sums[4];
+      product.multiply(lane, exchange.row(n, 0) + own_part * kPartBytes, layout.row_bytes, sums);
+      CNNLSTM_UNROLL
+      for (int v = 0; v < 4; ++v) device::store_shared(of_part(device::anew(own_part), v), sums[v]);
+      device::block_barrier();
+      CNNLSTM_UNROLL
+      for (int j = 0; j < kOwned; ++j) {
+        if (!takes[j]) continue;
+        const int v = device::anew(2 * half + (kSplit ? part : j));
+        float sum = 0;
+        CNNLSTM_NO_UNROLL
+        for (int p = 0; p < parts; ++p) sum += device::load_shared(of_part(p, v));
+        dh[j] = sum;
       }
       if (n == rows.T) break;
 
@@ -199,10 +204,15 @@ struct Backward {
         Quad<T> gradients[kOwned];
         CNNLSTM_UNROLL
         for (int j = 0; j < kOwned; ++j) {
-          const bool active = rows.active(s, length[j]);
-          takes[j] = rows.kept(s, sequence(j), active);
-          gradients[j] = active ? retreat<Number>(step[j], takes[j], dh[j], dc[j]) : quad<T>(0, 0, 0, 0);
-          if (active) dh[j] = 0;
+          const bool active = rows.active(s, length[j]), kept = rows.kept(s, sequence(j), active);
+          gradients[j] = quad<T>(0, 0, 0, 0);
+          if (active) {
+            const BackwardRows<T> own(pass, device::anew(direction), device::anew(unit));
+            if (pass.grad_cells != nullptr) dc[j] += own.of_cells(rows.first(s) + sequence(j));
+            gradients[j] = retreat<Number>(step[j], kept, dh[j], dc[j]);
+            dh[j] = 0;
+          }
+          takes[j] = kept;
           Quad<T> factors;
           CNNLSTM_UNROLL
           for (int gate = 0; gate < 4; ++gate) factors.value[gate] = Number::factor(gradients[j].value[gate]);

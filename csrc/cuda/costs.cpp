@@ -19,10 +19,10 @@ struct Family {
   double clock;  // cycles per nanosecond
   double piece;  // cycles between pieces
   double float32_lanes, special_lanes;
-  double l2_sm;                             // bytes a cycle
-  double l2, memory;                        // bytes per nanosecond, of all
-  double gemm_16, gemm_tf32, gemm_float32;  // operations per nanosecond, of all
-  double far;  // cycles that a cluster's exchange takes with two blocks, 0 without clusters
+  double l2_sm;                  // bytes a cycle
+  double l2, memory;             // bytes per nanosecond, of all
+  double gemm_16, gemm_float32;  // operations per nanosecond, of all
+  double far;                    // cycles that a cluster's exchange takes with two blocks, 0 without clusters
 };
 
 // NOT MEASURED. Clock (boost), memory bandwidth and dense rates with float32 sums are those of the data
@@ -32,12 +32,12 @@ struct Family {
 // Instructions". Latencies and the bandwidths of L2 and of clusters have no data sheet: they are rounded from
 // what is usually reported for these chips.
 constexpr Family kFamilies[] = {
-    {80, 1.41, 2.0, 64, 16, 64, 4000, 2039, 312e3, 156e3, 19.5e3, 0},
-    {86, 1.70, 8.0, 128, 16, 64, 2000, 936, 71e3, 35.6e3, 35.6e3, 0},
-    {89, 2.52, 8.0, 128, 16, 64, 4000, 1008, 165e3, 82.6e3, 82.6e3, 0},
-    {90, 1.83, 1.5, 128, 16, 64, 5500, 3350, 989e3, 494e3, 67e3, 200},
-    {100, 1.85, 2.0, 128, 16, 64, 8000, 8000, 2250e3, 1100e3, 75e3, 200},
-    {120, 2.41, 8.0, 128, 16, 64, 5000, 1792, 209e3, 105e3, 105e3, 200},
+    {80, 1.41, 2.0, 64, 16, 64, 4000, 2039, 312e3, 19.5e3, 0},
+    {86, 1.70, 8.0, 128, 16, 64, 2000, 936, 71e3, 35.6e3, 0},
+    {89, 2.52, 8.0, 128, 16, 64, 4000, 1008, 165e3, 82.6e3, 0},
+    {90, 1.83, 1.5, 128, 16, 64, 5500, 3350, 989e3, 67e3, 200},
+    {100, 1.85, 2.0, 128, 16, 64, 8000, 8000, 2250e3, 75e3, 200},
+    {120, 2.41, 8.0, 128, 16, 64, 5000, 1792, 209e3, 105e3, 200},
 };
 
 CnnlstmCosts guessed(const Family& family) {
@@ -61,7 +61,6 @@ CnnlstmCosts guessed(const Family& family) {
   costs.l2 = family.l2;
   costs.memory = family.memory;
   costs.gemm_16 = family.gemm_16;
-  costs.gemm_tf32 = family.gemm_tf32;
   costs.gemm_float32 = family.gemm_float32;
   costs.launch = 2000;
   return costs;

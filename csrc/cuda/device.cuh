@@ -2,9 +2,9 @@
 // that the same source runs on a CPU, where host_device.h gives these functions another body (for tests
 // without a GPU).
 //
-// A kernel is a struct with `Arguments` (plain data, with each_array(f) calling f(pointer, count) for every
-// array that it may touch), `kThreads` (the most in a block), `kCluster` (whether it needs sm_90) and `static
-// void run(const Arguments&)`.
+// A kernel is a struct with `Arguments` (plain data), `kThreads` (the most in a block), `kCluster` (whether
+// it needs sm_90), `static void run(const Arguments&)`, and for the CPU `each_array(arguments, f)`, which
+// calls f(pointer, count) for every array that the kernel may touch.
 #pragma once
 
 #include <stddef.h>
@@ -161,8 +161,6 @@ template <typename T>
 CNNLSTM_DEVICE void store(T* p, T value) {
   *p = value;
 }
-// Has the memory's line come to L2.
-CNNLSTM_DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 // Words that blocks of a grid exchange: each is written and read at once, so that a word of two halves needs
 // no fence.
 CNNLSTM_DEVICE uint64_t load_word(const uint64_t* p) {
@@ -175,13 +173,14 @@ CNNLSTM_DEVICE void store_word(uint64_t* p, uint64_t word) {
 }
 
 // ---- a watch over waiting ----
-// A wait that takes about a second ends the kernel with an error: nobody is left to be waited for. A call,
-// for it must take no registers from the kernels; a text without arguments, for those would lie in local
-// memory.
+// Ends a kernel whose wait takes too long: nobody is left to be waited for. A call, so that it takes no
+// registers from the kernels; a text without arguments, for those would lie in local memory.
 __device__ __noinline__ inline void give_up() {
-  printf("cnnlstm_fast: a block waited for the others for too long; the kernel ends with an error\n");
+  if (threadIdx.x == 0)
+    printf("cnnlstm_fast: a block waited for the others for too long; the kernel ends with an error\n");
   __trap();
 }
+// A wait of about a second is too long.
 class Watch {
  public:
   CNNLSTM_DEVICE Watch() : start_(clock()) {}
@@ -223,7 +222,7 @@ CNNLSTM_DEVICE void wait_phase(uint64_t* barrier, int parity) {
   while (true) {
     uint32_t done;
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 "
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 "
         "%0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)

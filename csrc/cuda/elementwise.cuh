@@ -10,8 +10,8 @@ namespace cnnlstm {
 
 constexpr int kElementwiseThreads = 256;
 
-// Blocks along x cover the units; y and z are what a kernel says.
-CNNLSTM_DEVICE int unit_of_thread() { return device::block_x() * device::threads() + device::thread(); }
+// Of a step kernel, whose blocks are (sequence, units, direction).
+CNNLSTM_DEVICE int unit_of_thread() { return device::block_y() * device::threads() + device::thread(); }
 
 template <class Number_>
 struct ForwardStep {
@@ -28,10 +28,9 @@ struct ForwardStep {
       f(arguments.recurrent[d], 4 * arguments.pass.rows.B * arguments.pass.H);
   }
 
-  // Block (units, sequence, direction).
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
     const CnnlstmForward& pass = arguments.pass;
-    const int unit = unit_of_thread(), sequence = device::block_y(), direction = device::block_z();
+    const int unit = unit_of_thread(), sequence = device::block_x(), direction = device::block_z();
     if (unit >= pass.H) return;
     const Rows rows(pass.rows, direction);
     const int s = static_cast<int>(pass.begin);
@@ -82,10 +81,9 @@ struct BackwardStep {
     f(static_cast<T*>(arguments.exchanged), 4 * states);
   }
 
-  // Block (units, sequence, direction).
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
     const CnnlstmBackward& pass = arguments.pass;
-    const int unit = unit_of_thread(), sequence = device::block_y(), direction = device::block_z();
+    const int unit = unit_of_thread(), sequence = device::block_x(), direction = device::block_z();
     if (unit >= pass.H) return;
     const Rows rows(pass.rows, direction);
     const BackwardRows<T> own(pass, direction, unit);
@@ -111,6 +109,7 @@ struct BackwardStep {
     Quad<T> gradients = quad<T>(0, 0, 0, 0);
     if (active) {
       const int64_t row_prev = rows.active(s - 1, length) ? int64_t{rows.first(s - 1)} + sequence : -1;
+      dc += own.of_cells(row);
       gradients = retreat<Number>(own.load(row, row_prev, sequence), rows.kept(s, sequence, true), dh, dc);
     }
     device::store(arguments.grad_h + at, dh);

@@ -6,8 +6,7 @@
 //     Block     the tile is the block's own: a barrier is all it takes.
 //     Cluster   every warp sends its slice to the other blocks' tiles; an mbarrier counts the bytes.
 //     Grid      every warp writes its slice to global memory, as words of 4 bytes with the number n beside
-//     them, and every
-//               thread reads the other blocks' words until they bear that number: no fence, no flag apart.
+//               them, and every thread reads words until they bear that number: no fence, no flag apart.
 //
 // Two tiles (in a grid: planes in global memory) take turns. Nobody overwrites what another still reads: a
 // block publishes n+1 only after it has received all of n, and a block's slice of n leaves it only after its
@@ -24,10 +23,12 @@
 
 namespace cnnlstm {
 
-// Of a block: a block that is alone needs no more than the units whose row of weights a warp can hold.
-template <typename T>
+// The most of a kernel's block: one that is alone needs no more than the units whose row of weights a warp
+// can hold.
+template <class Number>
 constexpr int most_threads(int way, int tiles) {
-  return way == CNNLSTM_BLOCK ? 32 * tiles * kPiece / static_cast<int>(sizeof(T)) / kGroup : kMostThreads;
+  constexpr int kBytes = sizeof(typename Number::Stored);
+  return way == CNNLSTM_BLOCK ? 32 * tiles * kPiece / kBytes / kGroup : most_threads(Number::kNumber);
 }
 
 // The batch tiles of a launch, blocks along y, of which `first` is the first, and the words of all `count` of
@@ -37,6 +38,7 @@ struct Tiles {
   int words_of_tile;  // in a direction
   int first, count;
 
+  int64_t all_words(int64_t D) const { return D * count * words_of_tile; }
   CNNLSTM_DEVICE int tile() const { return first + device::block_y(); }
   CNNLSTM_DEVICE uint64_t* own_words() const {
     return words + int64_t{device::anew(device::block_z()) * count + tile()} * words_of_tile;
@@ -178,6 +180,7 @@ class GridExchange : public ExchangeBase<kUnitBytes, kSplit> {
 
  private:
   // So many words of a thread are on their way at once: a load takes longer than all the rest of a step.
+  // More do not fit its registers.
   static constexpr int kAtOnce = 4;
 
   // Takes words number first, first + 32... of the tile, this block's own among them, which costs less than

@@ -11,7 +11,7 @@
   do {                                                                                       \
     const cudaError_t status = (call);                                                       \
     if (status != cudaSuccess) {                                                             \
-      cudaGetLastError(); /* a sticky error must not surface in somebody else's call */      \
+      cudaGetLastError(); /* or it would surface in somebody else's call */                  \
       std::snprintf(message, message_size, "%s: %s (%s)", #call, cudaGetErrorString(status), \
                     cudaGetErrorName(status));                                               \
       return failure;                                                                        \
@@ -20,7 +20,7 @@
 
 namespace {
 
-// As many threads as the largest block of a recurrence.
+// A block that has a multiprocessor for itself, like the largest of a recurrence.
 __global__ void __launch_bounds__(cnnlstm::kMostThreads) cluster_probe() {}
 
 // Of the current device.
@@ -31,7 +31,13 @@ int find_largest_cluster(int* blocks, char* message, size_t message_size) {
   if (code.ptxVersion < 90)
     return 0;  // PTX of an older architecture runs here, too, but the kernels lack their clusters
   CNNLSTM_CHECK(cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), -1);
+  int device = 0, shared_bytes = 0;
+  CNNLSTM_CHECK(cudaGetDevice(&device), -1);
+  CNNLSTM_CHECK(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), -1);
+  CNNLSTM_CHECK(
+      cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), -1);
   cudaLaunchConfig_t config = {};
+  config.dynamicSmemBytes = shared_bytes;
   config.gridDim = 16;
   config.blockDim = cnnlstm::kMostThreads;
   CNNLSTM_CHECK(cudaOccupancyMaxPotentialClusterSize(blocks, cluster_probe, &config), -1);

@@ -104,7 +104,7 @@ struct Forward {
   using Number = Number_;
   using T = typename Number::Stored;
   using Arguments = ForwardArguments;
-  static constexpr int kThreads = most_threads<T>(kWay, kTiles);
+  static constexpr int kThreads = most_threads<Number>(kWay, kTiles);
   static constexpr bool kCluster = kWay == CNNLSTM_CLUSTER;
   static constexpr int kOwned = kSplit ? 1 : 2;   // cells of an owner lane
   static constexpr int kOwners = kSplit ? 2 : 1;  // warps of a group that have cells
@@ -114,9 +114,9 @@ struct Forward {
   template <class F>
   static void each_array(const Arguments& arguments, F f) {
     each_array_of<T>(arguments.pass, f);
-    f(arguments.tiles.words,
-      int64_t{arguments.tiles.count} * arguments.pass.D * arguments.tiles.words_of_tile);
-    f(arguments.packed, arguments.layout.packed_bytes(arguments.pass.D) / 16);
+    const int64_t D = arguments.pass.D;
+    f(arguments.packed, arguments.layout.packed_bytes(D) / 16);
+    f(arguments.tiles.words, arguments.tiles.all_words(D));
   }
 
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
@@ -165,7 +165,7 @@ struct Forward {
     };
     if (part == 0 && lane % 4 == 0) device::store_shared(bias(), load_bias<T>(pass, direction, unit));
 
-    // Gate inputs come kStages-1 steps ahead of their use, each lane's own into places of its own: no barrier
+    // Gate inputs come kStages steps ahead of their use, each lane's own into places of its own: no barrier
     // is needed.
     char* const ring = device::shared_memory() + layout.ring_at;
     const auto place = [&](int n, int j) {
@@ -181,13 +181,14 @@ struct Forward {
         const bool active = begin + n < end && rows.active(begin + n, length[j]);
         const int d = device::anew(direction);
         const int64_t row = active ? first + sequence(j) - pass.first_row[d] : 0;
-        const float* const from = pass.gate_inputs[d] + row * pass.gate_inputs_stride + 4 * unit;
+        const float* const from =
+            pass.gate_inputs[d] + row * pass.gate_inputs_stride + 4 * device::anew(unit);
         device::copy_async(place(n, j), from, active);
       }
       device::copy_commit();
     };
     CNNLSTM_NO_UNROLL
-    for (int n = 0; n < kStages - 1; ++n) ask(n);
+    for (int n = 0; n < kStages; ++n) ask(n);
 
     WarpProduct product;
     product.load(arguments.packed + packed_at(layout, direction, device::block_x(), warp, lane));
@@ -196,7 +197,6 @@ struct Forward {
     CNNLSTM_NO_UNROLL
     for (int n = 0; n < end - begin; ++n) {
       const int s = begin + n;
-      ask(n + kStages - 1);
       exchange.receive(n);
       bool active[kOwned], kept[kOwned];
       CNNLSTM_UNROLL
@@ -262,6 +262,7 @@ struct Forward {
             results.store(first + sequence(j), device::anew(unit), active[j], now[j], h[j]);
         }
       }
+      ask(n + kStages);  // where n lay, which nobody but this lane reads
     }
 
     CNNLSTM_UNROLL

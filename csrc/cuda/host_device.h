@@ -46,9 +46,8 @@ inline float reciprocal_fast(float x) { return 1.0f / x; }
 // Not better than the GPU's.
 inline float tanh_fast(float x) { return host::round_to_bits<11>(tanhf(x)); }
 
-// Hints for nvcc and the GPU.
+// A hint for nvcc.
 inline int anew(int value) { return value; }
-inline void prefetch(const void*) {}
 
 inline void block_barrier() { host::block_barrier(); }
 inline void warp_barrier() { host::warp_barrier(); }

@@ -13,7 +13,7 @@ namespace cnnlstm {
 
 inline void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // a sticky error must not surface in somebody else's call
+  cudaGetLastError();  // or it would surface in somebody else's call
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status) + " (" +
                            cudaGetErrorName(status) + ")");
 }
@@ -22,24 +22,35 @@ inline void check(cudaError_t status, const char* call) {
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
     entry(const __grid_constant__ typename Kernel::Arguments arguments) {
-#if __CUDA_ARCH__ < 900
+#if __CUDA_ARCH__ >= 900
+  Kernel::run(arguments);
+#else
   if constexpr (Kernel::kCluster) {
     __trap();  // the plan makes no clusters for such a GPU
-  } else       // NOLINT
-#endif
+  } else {
     Kernel::run(arguments);
+  }
+#endif
+}
+
+// The most shared memory that a block of the current device can have.
+inline int most_shared_bytes() {
+  int device = 0, bytes = 0;
+  CNNLSTM_CHECK(cudaGetDevice(&device));
+  CNNLSTM_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
 }
 
 template <class Kernel>
 void launch(const LaunchShape& shape, const typename Kernel::Arguments& arguments, void* stream) {
   const auto kernel = &entry<Kernel>;
   const auto function = reinterpret_cast<const void*>(kernel);
-  // Both attributes belong to the device's copy of the kernel; to set them again costs little and knows no
-  // state.
+  // These belong to the device's copy of the kernel and not to the launch: the same for every caller, or
+  // threads would take them from each other.
   if (shape.shared_bytes > 48 * 1024)
-    CNNLSTM_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       static_cast<int>(shape.shared_bytes)));
-  if (shape.cluster && shape.x > 8)
+    CNNLSTM_CHECK(
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes()));
+  if (shape.cluster)
     CNNLSTM_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};

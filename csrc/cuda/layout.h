@@ -12,12 +12,14 @@
 
 namespace cnnlstm {
 
-constexpr int kSequences = 8;  // of a batch tile: the n of a product
-constexpr int kGroup = 8;      // units of a group
-constexpr int kPiece = 32;     // bytes of k that one mma reads of a row
-constexpr int kStages = 4;     // steps of gate inputs that are under way or in use
-constexpr int kMostThreads =
-    512;  // of a block: with so many each has 128 registers, half of them for weights
+constexpr int kSequences = 8;      // of a batch tile: the n of a product
+constexpr int kGroup = 8;          // units of a group
+constexpr int kPiece = 32;         // bytes of k that one mma reads of a row
+constexpr int kStages = 4;         // steps of gate inputs that are under way or in use
+constexpr int kMostThreads = 512;  // of a block: each has 128 registers then, half of them for weights
+
+// Of a block that computes in these numbers: exact products need more registers for what lies between.
+constexpr int most_threads(int number) { return number == CNNLSTM_FLOAT32 ? 384 : kMostThreads; }
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

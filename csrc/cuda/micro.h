@@ -32,6 +32,10 @@ double cnnlstm_micro_shared(int rounds, char* message, size_t message_size);
 double cnnlstm_micro_exchange(int cluster, int backward, int groups, int blocks, int rounds, char* message,
                               size_t message_size);
 
+// An exchange of which half the warps were never started, so that all others wait in vain: the watch over
+// waiting has to end it. Returns -1 with the runtime's words; the process has lost the GPU then.
+double cnnlstm_micro_hang(int cluster, char* message, size_t message_size);
+
 // Bytes per nanosecond that so many blocks together read of 4 MB in L2.
 double cnnlstm_micro_l2(int blocks, int rounds, char* message, size_t message_size);
 

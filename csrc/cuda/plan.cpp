@@ -10,7 +10,6 @@
 namespace cnnlstm {
 namespace {
 
-constexpr int kMostWarps = kMostThreads / 32;
 constexpr int kMostTilesAtOnce = 65535;  // of a grid's second dimension
 constexpr int kTiles = 8;                // where warps share a sum
 
@@ -31,13 +30,14 @@ struct Pass {
            number <= CNNLSTM_FLOAT16;
   }
   int64_t numbers() const { return backward ? 4 : 1; }  // that a unit puts into the product
+  int most_warps() const { return most_threads(number) / 32; }
   int batch_tiles() const { return static_cast<int>(ceil_div(B, kSequences)); }
 };
 
 void add(const Pass& pass, int way, int64_t groups, int64_t splits, int tiles, int64_t blocks,
          std::vector<CnnlstmPlan>& found) {
   if (pass.backward) groups = round_up(groups, 2);
-  if (groups * splits > kMostWarps) return;
+  if (groups * splits > pass.most_warps()) return;
   if (way == CNNLSTM_GRID && blocks * pass.D > pass.gpu.multiprocessors) return;
   CnnlstmPlan plan = {};
   plan.way = way;
@@ -66,7 +66,8 @@ std::vector<CnnlstmPlan> fitting(const Pass& pass) {
     for (int blocks = 2; blocks <= pass.gpu.largest_cluster; blocks *= 2)
       add(pass, CNNLSTM_CLUSTER, ceil_div(groups, blocks), splits, kTiles, blocks, found);
   const int least = pass.backward ? 2 : 1;  // groups of a block
-  for (int64_t of_block = least; of_block < groups && of_block * splits <= kMostWarps; of_block += least)
+  for (int64_t of_block = least; of_block < groups && of_block * splits <= pass.most_warps();
+       of_block += least)
     add(pass, CNNLSTM_GRID, of_block, splits, kTiles, ceil_div(groups, of_block), found);
   CnnlstmPlan step = {};
   step.way = CNNLSTM_STEP;
@@ -151,9 +152,8 @@ Work by_step(const Pass& pass) {
   const CnnlstmCosts& costs = pass.gpu.costs;
   const double weights = 4.0 * pass.H * pass.H * number_bytes_of(pass.number) * pass.D;
   const double operations = 8.0 * pass.H * pass.H * pass.B * pass.D;
-  const double rate = pass.number == CNNLSTM_FLOAT32 ? costs.gemm_float32
-                      : pass.number == CNNLSTM_TF32  ? costs.gemm_tf32
-                                                     : costs.gemm_16;
+  // A library's products of float32 obey a switch of their own, which is off unless the user turns it on.
+  const double rate = narrow(pass.number) ? costs.gemm_16 : costs.gemm_float32;
   const int sums = pass.backward ? 1 : 4;  // float32 numbers that the product leaves for a cell
   const double cells = static_cast<double>(pass.B) * pass.H * pass.D;
   Work work = {};

@@ -13,8 +13,8 @@ enum CnnlstmWay {
   CNNLSTM_BLOCK = 0,    // one block has all units of its sequences, and h never leaves it
   CNNLSTM_CLUSTER = 1,  // the blocks of a cluster send each other h through shared memory (sm_90)
   CNNLSTM_GRID = 2,     // the blocks of a cooperative launch exchange h through global memory
-  CNNLSTM_STEP =
-      3,  // a product of a library's and a cell kernel for every step: no kernel holds these weights
+  // A product of a library's and a cell kernel for every step: no kernel holds these weights.
+  CNNLSTM_STEP = 3,
 };
 
 // What the parts of a step cost on a GPU: nanoseconds, and bytes or operations per nanosecond. bench/micro
@@ -34,8 +34,8 @@ typedef struct {
   double word;        // from a block's store of a word to global memory until another one has it
   double l2_sm;       // bytes one SM reads of L2
   double l2, memory;  // bytes all of them read together
-  double gemm_16, gemm_tf32, gemm_float32;  // floating-point operations of a library's large products
-  double launch;                            // from the end of a kernel to the end of an empty one behind it
+  double gemm_16, gemm_float32;  // floating-point operations of a library's large products
+  double launch;                 // from the end of a kernel to the end of an empty one behind it
 } CnnlstmCosts;
 
 // The facts of a GPU that a plan depends on.

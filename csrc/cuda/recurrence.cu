@@ -49,7 +49,7 @@ void check_plan(const Pass& pass, const CnnlstmPlan& plan, bool backward, const 
               plan.splits * part >= pass.H && (plan.tiles == 8 || (block && plan.tiles == 4)) &&
               (block ? plan.splits == 1 && plan.blocks == 1 : plan.splits > 1) &&
               (!backward || plan.groups % 2 == 0) && plan.threads == 32 * plan.groups * plan.splits &&
-              plan.threads <= kMostThreads && plan.shared_bytes == layout.shared_bytes &&
+              plan.threads <= most_threads(pass.number) && plan.shared_bytes == layout.shared_bytes &&
               plan.tiles_at_once > 0 && plan.batch_tiles == (pass.rows.B + kSequences - 1) / kSequences &&
               plan.exchange_bytes == layout.exchange_bytes(pass.D, plan.batch_tiles),
           "plan: it is not one of this pass's");
@@ -106,9 +106,8 @@ extern "C" int cnnlstm_forward_step(const CnnlstmForwardStep* step, void* stream
   return guarded(message, message_size, [&] {
     const CnnlstmForward& pass = step->pass;
     check_sizes(pass);
-    require(pass.rows.B <= kMostY, "B: expected at most 65535 sequences, got " + std::to_string(pass.rows.B));
     with_number(pass.number, [&](auto number) {
-      launch<ForwardStep<decltype(number)>>(elementwise(blocks_for(pass.H), pass.rows.B, pass.D), *step,
+      launch<ForwardStep<decltype(number)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D), *step,
                                             stream);
     });
   });
@@ -119,9 +118,8 @@ extern "C" int cnnlstm_backward_step(const CnnlstmBackwardStep* step, void* stre
   return guarded(message, message_size, [&] {
     const CnnlstmBackward& pass = step->pass;
     check_sizes(pass);
-    require(pass.rows.B <= kMostY, "B: expected at most 65535 sequences, got " + std::to_string(pass.rows.B));
     with_number(pass.number, [&](auto number) {
-      launch<BackwardStep<decltype(number)>>(elementwise(blocks_for(pass.H), pass.rows.B, pass.D), *step,
+      launch<BackwardStep<decltype(number)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D), *step,
                                              stream);
     });
   });

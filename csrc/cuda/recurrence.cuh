@@ -1,4 +1,5 @@
-// From a plan to the launches of one way. Each way is a translation unit of its own (recurrence_block.cu
+// From a plan to the launches of one way. Each pass of a way is a translation unit of its own
+// (recurrence_block.cu
 // ...), for they take long to compile.
 #pragma once
 

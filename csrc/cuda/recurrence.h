@@ -2,8 +2,8 @@
 // callers see no CUDA header. Arrays are described in arguments.h, plans in plan.h.
 //
 // Each puts its work on `stream` of the current device and returns at once. Returns 0, or -1 with the reason
-// in `message`; then nothing was launched. A kernel that waits for more than a second (which no fault-free
-// run does) ends with an error of the stream's. T = 0 or B = 0 are not to be handed over.
+// in `message`: then the results are not to be used. A kernel that waits for more than a second (which no
+// fault-free run does) ends with an error of the stream's. T = 0 or B = 0 are not to be handed over.
 #pragma once
 
 #include <stddef.h>
@@ -16,8 +16,7 @@ extern "C" {
 #endif
 
 // `exchange`: plan->exchange_bytes of the device's memory, 16-byte aligned, of no meaning before and after,
-// not shared with a call on another stream; may be NULL where the plan has 0 bytes. `plan`: of that pass, its
-// way not CNNLSTM_STEP.
+// not shared with a call on another stream. `plan`: of that pass, its way not CNNLSTM_STEP.
 int cnnlstm_forward(const CnnlstmForward* pass, const CnnlstmPlan* plan, void* exchange, void* stream,
                     char* message, size_t message_size);
 int cnnlstm_backward(const CnnlstmBackward* pass, const CnnlstmPlan* plan, void* exchange, void* stream,

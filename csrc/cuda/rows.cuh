@@ -10,12 +10,7 @@ namespace cnnlstm {
 class Rows {
  public:
   CNNLSTM_DEVICE Rows(const CnnlstmRows& rows, int direction)
-      : T(static_cast<int>(rows.T)),
-        B(static_cast<int>(rows.B)),
-        direction_(direction),
-        lengths_(rows.lengths),
-        offsets_(rows.offsets),
-        reset_(rows.reset) {}
+      : T(static_cast<int>(rows.T)), B(static_cast<int>(rows.B)), rows_(rows), direction_(direction) {}
 
   const int T, B;
 
@@ -24,13 +19,13 @@ class Rows {
   // First row of step s, or of the nearest that exists.
   CNNLSTM_DEVICE int first(int s) const {
     const int t = time(s < 0 ? 0 : s < T ? s : T - 1);
-    return offsets_ == nullptr ? t * B : static_cast<int>(device::load(offsets_ + t));
+    return rows_.offsets == nullptr ? t * B : static_cast<int>(device::load(rows_.offsets + t));
   }
 
   // Steps of sequence b. A length that no sequence can have counts as the nearest that one can.
   CNNLSTM_DEVICE int length(int b) const {
-    if (lengths_ == nullptr) return T;
-    const int64_t length = device::load(lengths_ + b);
+    if (rows_.lengths == nullptr) return T;
+    const int64_t length = device::load(rows_.lengths + b);
     return length < 0 ? 0 : length < T ? static_cast<int>(length) : T;
   }
 
@@ -39,17 +34,15 @@ class Rows {
 
   // Whether the state that enters an active step lives on.
   CNNLSTM_DEVICE bool kept(int s, int b, bool active) const {
-    return active && (reset_ == nullptr || device::load(reset_ + int64_t{time(s)} * B + b) == 0);
+    return active && (rows_.reset == nullptr || device::load(rows_.reset + int64_t{time(s)} * B + b) == 0);
   }
 
   // Whether a row exists for a sequence in every step: not so in a packed sequence.
-  CNNLSTM_DEVICE bool padded() const { return offsets_ == nullptr; }
+  CNNLSTM_DEVICE bool padded() const { return rows_.offsets == nullptr; }
 
  private:
+  const CnnlstmRows& rows_;
   const int direction_;
-  const int64_t* const lengths_;
-  const int64_t* const offsets_;
-  const uint8_t* const reset_;
 };
 
 template <class F>
