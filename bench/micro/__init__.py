@@ -12,10 +12,8 @@ from ..ceilings import Ceilings
 
 CLUSTERS = (2, 4, 8, 16)
 NUMBERS = {"piece_float32": 0, "piece_tf32": 1, "piece_16": 2}  # of CnnlstmNumber
-SMALL, LARGE = (
-    1,
-    8,
-)  # groups of 8 units of a block: a tile whose bytes cost little, and one eight times as large
+# Groups of 8 units of a block: a tile whose bytes cost little, and one eight times as large.
+SMALL, LARGE = 1, 8
 
 
 def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:

@@ -81,7 +81,7 @@ def _pace(spec: LSTMSpec) -> Pace | None:
         return Pace(True, "its kernels are compiled for the CPU here, which is for tests alone")
     known = measured.pace(spec, "cuda", lambda: measured.Gpu(torch.cuda.get_device_name()))
     if known is None and aten.BACKEND.supports(spec) is None:
-        return Pace(True, "nothing is known of its speed on this GPU beside aten")
+        known = Pace(True, "nothing is known of its speed on this GPU beside aten")
     if spec.tracing:  # where no compiled code can be asked
         return known
     plan = describe(spec, _gpu(torch.cuda.current_device()))
