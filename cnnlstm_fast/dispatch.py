@@ -45,7 +45,7 @@ def select(spec: LSTMSpec, backend: str = "auto") -> Choice:
             pace = candidate.pace(spec)
             if pace is None or not pace.slow:
                 why = "the first in order that is not known to be slower" if pace is None else pace.reason
-                return Choice(candidate, f"{candidate.summary}; {why}", rejected)
+                return Choice(candidate, why, rejected)
             reason = pace.reason
         rejected[candidate.name] = reason
     if not able:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ._identity import is_stand_in, set_real_class
-from .backends import BACKENDS
+from .backends import BACKENDS, Backend
 from .canonical import LSTMSpec, validate
 from .dispatch import select
 from .modules import fast_twin
@@ -59,7 +59,7 @@ def revert(model: Model) -> Model:
 
 
 def explain(model: nn.Module, example_inputs: Any = None) -> str:
-    """Says for each LSTM in the model which backend runs it, why, and why the others do not.
+    """Says for each LSTM in the model which backend runs it, why and how, and why the others do not.
 
     Args:
         example_inputs: a tuple of the model's arguments, or its single argument. With them the model runs once
@@ -94,9 +94,14 @@ def _choice_lines(spec: LSTMSpec, backend: str) -> Iterator[str]:
     except (ValueError, RuntimeError) as error:
         yield f"  fails:    {error}"
         return
-    yield f"  backend:  {choice.backend.name}: {choice.reason}"
+    yield f"  backend:  {_told(choice.backend, choice.reason, spec)}"
     for name, reason in choice.rejected.items():
-        yield f"  rejected: {name}: {reason}"
+        yield f"  rejected: {_told(BACKENDS[name], reason, spec)}"
+
+
+def _told(backend: Backend, reason: str, spec: LSTMSpec) -> str:
+    told = f"{backend.name}: {reason}"
+    return f"{told}; {backend.describe(spec)}" if backend.supports(spec) is None else told
 
 
 def _observe(model: nn.Module, example_inputs: Any) -> dict[nn.Module, list[LSTMSpec]]:

@@ -25,7 +25,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 REGISTERS = 65536  # of a multiprocessor
 LOCAL_ACCESSES = ("LDL", "STL")
-WAYS = ("block", "cluster", "grid")  # of CnnlstmWay
+WAYS = ("block", "cluster", "grid")  # of CnnlstmWay: those whose kernels are one template
 
 
 @dataclass
@@ -48,6 +48,8 @@ class Kernel:
     @property
     def recurrence(self) -> tuple[str, str] | None:
         """Numbers and way of a kernel that multiplies with W_hh."""
+        if streamed := re.match(r"(?:Forward|Backward)Streamed<(\w+)>", self.name):
+            return streamed[1], "stream"
         found = re.match(r"(?:Forward|Backward)<(\w+), (\d)", self.name)
         return (found[1], WAYS[int(found[2])]) if found else None
 

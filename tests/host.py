@@ -15,7 +15,7 @@ from cnnlstm_fast.backends import cuda
 LIBRARY = Path(__file__).resolve().parents[1] / "build" / "host" / "libcnnlstm_host.so"
 """`make test` builds it."""
 
-WAYS = ("block", "cluster", "grid", "step")
+WAYS = ("block", "cluster", "grid", "stream", "step")
 MOST_GATE_INPUTS = 256 << 20
 SWITCHING = 0.02
 """How often a thread that touches memory lets another one go first, unless a test says otherwise."""

@@ -50,9 +50,10 @@ CASES = [
 
 
 def sized(case: Case, way: str, number: str) -> Case:
-    """The case with as many more units as one block cannot hold, where blocks have to work together."""
-    most = 64 if DTYPES[number] == torch.float32 else 128
-    return case._replace(H=case.H + most) if way in ("cluster", "grid") else case
+    """The case with as many more units as one block cannot hold, or has, where blocks have to work together."""
+    held = 64 if DTYPES[number] == torch.float32 else 128
+    more = {"cluster": held, "grid": held, "stream": 16}
+    return case._replace(H=case.H + more.get(way, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_every_way(case: Case, way: str, number: str) -> None:
             check_case(case, "cuda", DTYPES[number])
 
 
-@pytest.mark.parametrize("way", ["block", "cluster", "grid"])
+@pytest.mark.parametrize("way", ["block", "cluster", "grid", "stream"])
 def test_tf32_is_not_float32(way: str) -> None:
     data = make(sized(CASES[0], way, "tf32"), torch.float32).to(torch.float32)
     found = []
@@ -92,6 +93,16 @@ def test_tf32_is_not_float32(way: str) -> None:
 def test_other_plans_of_a_way(way: str, nth: int) -> None:
     with host.pretending(way, nth):
         check_case(Case(T=4, B=9, I=5, H=150, bidirectional=True, kind="lengths"), "cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("number", ["float32", "bfloat16"])
+@pytest.mark.parametrize("nth", range(6))
+@pytest.mark.parametrize("case", [Case(T=4, B=21, I=5, H=100, kind="lengths+reset"), Case(T=3, B=35, I=5, H=150)])
+def test_turns_and_batches_of_a_stream(case: Case, nth: int, number: str) -> None:
+    """From blocks of one group, which read all of k at once for 32 sequences, to those of eight: other sizes of a turn,
+    a last one that is not full, and tiles of 8 to 32 sequences, the last of them not full either."""
+    with host.pretending("stream", nth):
+        check_case(case, "cuda", DTYPES[number])
 
 
 @pytest.mark.parametrize("way", host.WAYS)
@@ -117,10 +128,10 @@ def test_no_order_of_the_threads_changes_a_bit(way: str) -> None:
 
 
 FAULTS = {
-    "block barrier": ["block", "cluster", "grid"],
-    "copy wait": ["block", "cluster", "grid"],
-    "matrices swapped": ["block", "cluster", "grid"],
-    "word lost": ["grid"],
+    "block barrier": ["block", "cluster", "grid", "stream"],
+    "copy wait": ["block", "cluster", "grid", "stream"],
+    "matrices swapped": ["block", "cluster", "grid", "stream"],
+    "word lost": ["grid", "stream"],
     "send lost": ["cluster"],
     "arrival lost": ["cluster"],
 }

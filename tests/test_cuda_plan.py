@@ -67,27 +67,32 @@ def test_every_plan_fits_its_gpu(name: str, backward: bool) -> None:
     for number, H, B, D, p in every_plan(name, backward):
         where = (number, H, B, D, p)
         ways.add(p["way"])
-        assert p["batch_tiles"] == math.ceil(B / SEQUENCES), where
+        assert p["batch_tiles"] == math.ceil(B / (SEQUENCES * p["batch"])), where
         assert 0 < p["floor_seconds"] <= p["step_seconds"] < 1, where
         if p["way"] == "step":
             continue
         warps = p["groups"] * p["splits"]
         assert p["threads"] == 32 * warps <= 512, where
         assert p["blocks"] * p["groups"] * GROUP >= H and not (backward and p["groups"] % 2), where
-        assert p["splits"] * p["tiles"] * PIECE >= H * BYTES[number], where
+        assert p["turns"] * p["splits"] * p["tiles"] * PIECE >= H * BYTES[number], where
         assert 0 < p["shared_bytes"] <= device["shared_bytes"], where
         assert p["shared_bytes"] % 16 == 0, where
         assert 1 <= p["tiles_at_once"] <= min(p["batch_tiles"], 65535), where
         if p["way"] == "block":
             assert p["blocks"] == p["splits"] == 1 and p["tiles"] in (4, 8), where
         else:
-            assert p["tiles"] == 8 and p["splits"] >= 2 and p["blocks"] >= 2, where
+            assert p["tiles"] == (4 if p["way"] == "stream" else 8), where
+            assert p["splits"] >= 2 and p["blocks"] >= 2, where
+        if p["way"] == "stream":  # a warp for each 32 cells
+            assert 1 <= p["batch"] <= min(4, p["splits"] / 2), where
+        else:
+            assert p["turns"] == p["batch"] == 1, where
         if p["way"] == "cluster":
             assert device["sm"] >= 90 and p["blocks"] in (2, 4, 8, 16), where
             assert p["blocks"] <= device["largest_cluster"], where
-        if p["way"] == "grid":
+        if p["way"] in ("grid", "stream"):
             assert p["blocks"] * p["tiles_at_once"] * D <= device["multiprocessors"], where
-    assert ways == {"block", "grid", "step"} | ({"cluster"} if device["largest_cluster"] else set())
+    assert ways == {"block", "grid", "stream", "step"} | ({"cluster"} if device["largest_cluster"] else set())
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -100,15 +105,19 @@ def test_the_bytes_that_a_plan_asks_for(backward: bool) -> None:
         warps, unit = p["groups"] * p["splits"], (4 if backward else 1) * BYTES[number]
         units = p["blocks"] * p["groups"] * GROUP
         read = p["splits"] * p["tiles"] * PIECE * (4 if backward else 1)
-        row = -(-max(read, units * unit) // 128) * 128 + 16
-        tiles = (1 if p["way"] == "grid" else 2) * SEQUENCES * row
-        ring = 0 if backward else 4 * p["groups"] * GROUP * SEQUENCES * 4 * 4
+        stream = p["way"] == "stream"
+        row = -(-max(read, 0 if stream else units * unit) // 128) * 128 + 16
+        tiles = (1 if p["way"] == "grid" else 2) * SEQUENCES * p["batch"] * row
+        of_cell = 32 if stream else 4 * 4 * 4  # gate inputs, c and h; gate inputs of four steps
+        ring = 0 if backward else of_cell * p["groups"] * GROUP * SEQUENCES * p["batch"]
         bias = 0 if backward else p["groups"] * GROUP * 4 * 4
         sums = (16 * 16 * 2 if backward else 32 * 8 * 4) * warps if p["splits"] > 1 or backward else 0
+        sums *= p["batch"]
         barriers = 16 if p["way"] == "cluster" else 0
         assert p["shared_bytes"] == tiles + ring + bias + sums + barriers, (number, H, B, D, p)
-        words = 2 * D * p["batch_tiles"] * SEQUENCES * units * unit // 4 if p["way"] == "grid" else 0
-        packed = D * p["blocks"] * warps * 32 * 8 * p["tiles"] * 4
+        exchanged = p["batch_tiles"] * p["batch"] * SEQUENCES if p["way"] in ("grid", "stream") else 0
+        words = 2 * D * exchanged * units * unit // 4
+        packed = D * p["blocks"] * p["turns"] * warps * 32 * 8 * p["tiles"] * 4
         assert p["exchange_bytes"] == packed + 8 * words, (number, H, B, D, p)
 
 
@@ -122,18 +131,19 @@ def test_every_weight_lies_in_one_warp_alone(number: str) -> None:
     seen = set()
     for H in HIDDEN:
         for p in _native._C.plans(GPUS["H100"], False, number, H, 1, 1):
-            shape = (p["groups"], p["splits"], p["tiles"], p["blocks"])
+            shape = (p["groups"], p["splits"], p["tiles"], p["turns"], p["blocks"])
             if p["way"] == "step" or (H, shape) in seen:
                 continue
             seen.add((H, shape))
-            groups, splits, tiles, blocks = shape
+            groups, splits, tiles, turns, blocks = shape
             warps = range(groups * splits)
             owned = [((b * groups + w % groups), w // groups) for b in range(blocks) for w in warps]
             once(owned)
             units = {(g * GROUP + lane // 4) for g, _ in owned for lane in range(32)}
             assert units >= set(range(H))
-            pieces = [part * tiles + piece for part in range(splits) for piece in range(tiles)]
-            assert pieces == list(range(splits * tiles))
+            parts = itertools.product(range(turns), range(splits), range(tiles))
+            pieces = [(turn * splits + part) * tiles + piece for turn, part, piece in parts]
+            assert pieces == list(range(turns * splits * tiles))
             assert len(pieces) * PIECE // BYTES[number] >= H
 
 
@@ -142,11 +152,11 @@ def test_every_weight_lies_in_one_warp_alone_on_the_way_back(number: str) -> Non
     seen = set()
     for H in HIDDEN:
         for p in _native._C.plans(GPUS["H100"], True, number, H, 1, 1):
-            shape = (p["groups"], p["splits"], p["tiles"], p["blocks"])
+            shape = (p["groups"], p["splits"], p["tiles"], p["turns"], p["blocks"])
             if p["way"] == "step" or (H, shape) in seen:
                 continue
             seen.add((H, shape))
-            groups, splits, tiles, blocks = shape
+            groups, splits, tiles, turns, blocks = shape
             # a warp has two groups, and twice the pieces of every second part
             owned = [
                 ((b * groups + w % groups) // 2, 2 * (w // groups) + w % groups % 2)
@@ -157,7 +167,7 @@ def test_every_weight_lies_in_one_warp_alone_on_the_way_back(number: str) -> Non
             units = {pair * 2 * GROUP + row for pair, _ in owned for row in range(16)}
             assert units >= set(range(H))
             assert {part for _, part in owned} == set(range(2 * splits))
-            assert 2 * splits * 2 * tiles * PIECE // BYTES[number] >= 4 * H
+            assert turns * 2 * splits * 2 * tiles * PIECE // BYTES[number] >= 4 * H
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -167,7 +177,7 @@ def test_launches_cover_the_batch_once(name: str) -> None:
         tiles = [
             t for first in begins for t in range(first, min(first + p["tiles_at_once"], p["batch_tiles"]))
         ]
-        assert tiles == list(range(math.ceil(B / SEQUENCES))), (number, H, D, p)
+        assert tiles == list(range(math.ceil(B / (SEQUENCES * p["batch"])))), (number, H, D, p)
 
 
 def test_a_batch_larger_than_a_grid_takes_several_launches() -> None:

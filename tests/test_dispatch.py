@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 import cnnlstm_fast
-from cnnlstm_fast import BACKENDS, dispatch
-from cnnlstm_fast.backends import Backend, Pace
+from cnnlstm_fast import BACKENDS, _native, dispatch
+from cnnlstm_fast.backends import Backend, Pace, cuda, cuda_plan
 from cnnlstm_fast.canonical import LSTMSpec
 
 SPEC = LSTMSpec(
@@ -34,15 +35,23 @@ SPEC = LSTMSpec(
 )
 SLOW = Pace(True, "it is slow at B=2")
 
+optimize_module = sys.modules["cnnlstm_fast.optimize"]  # the package has a function of that name
+
 
 def backend(name: str, refuses: str | None = None, pace: Pace | None = None) -> Backend:
     return Backend(name, f"summary of {name}", lambda spec: refuses, lambda spec: pace)
 
 
+def explained(backend: str, spec: LSTMSpec = SPEC) -> list[str]:
+    """The lines of ``explain`` on a call."""
+    return [line.strip() for line in optimize_module._choice_lines(spec, backend)]
+
+
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch):
     def use(*backends: Backend) -> None:
-        monkeypatch.setattr(dispatch, "BACKENDS", {b.name: b for b in backends})
+        for module in (dispatch, optimize_module):
+            monkeypatch.setattr(module, "BACKENDS", {b.name: b for b in backends})
 
     return use
 
@@ -51,6 +60,67 @@ def test_the_first_that_can_is_taken(table) -> None:
     table(backend("one"), backend("two"))
     choice = dispatch.select(SPEC)
     assert choice.backend.name == "one" and choice.rejected == {} and choice.reason
+
+
+@pytest.mark.parametrize("plan", [None, "two blocks"])
+def test_explain_tells_how_whoever_chose(plan: str | None, table) -> None:
+    table(replace(backend("one"), plan=lambda spec: plan))
+    how = "summary of one" if plan is None else "summary of one; two blocks"
+    for name, why in (("auto", "the first in order"), ("one", "named by the caller")):
+        (line,) = explained(name)
+        assert line.startswith(f"backend:  one: {why}") and line.endswith(f"; {how}")
+
+
+def test_explain_tells_how_those_that_could_would_run_the_call(table) -> None:
+    def never(spec: LSTMSpec) -> str:
+        raise AssertionError("asked for a plan of a call that it cannot take")
+
+    cannot = replace(backend("one", refuses="not here"), plan=never)
+    passed_over = replace(backend("two", pace=SLOW), plan=lambda spec: "two blocks")
+    table(cannot, passed_over, backend("three"))
+    assert explained("auto")[1:] == [
+        "rejected: one: not here",
+        "rejected: two: it is slow at B=2; summary of two; two blocks",
+    ]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_plan_is_the_same_whether_named_or_chosen(name: str, table) -> None:
+    if BACKENDS[name].supports(SPEC) is not None or BACKENDS[name].approximate:
+        pytest.skip("auto cannot choose it here")
+    (named,) = explained(name)
+    table(BACKENDS[name])
+    (chosen,) = explained("auto")
+    assert named != chosen
+    for line in (named, chosen):
+        assert line.endswith(f"; {BACKENDS[name].describe(SPEC)}")
+
+
+@pytest.mark.skipif(_native._C is None, reason="without the native part there are no plans")
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_plan_of_the_cuda_kernels_is_told(grad: bool, table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not there."""
+    gpu = {
+        "sm": 90,
+        "multiprocessors": 132,
+        "shared_bytes": 227 << 10,
+        "largest_cluster": 16,
+        "l2_bytes": 50 << 20,
+        "measured": False,
+        "costs": _native._C.gpu_costs("a GPU that nobody has", 90),
+    }
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU that nobody has")
+    monkeypatch.setattr(cuda, "_gpu", lambda index: gpu)
+    table(replace(BACKENDS["cuda"], supports=lambda spec: None), BACKENDS["aten"])
+    spec = SPEC._replace(device="cuda", grad=grad)
+    plan = cuda_plan.describe(spec, gpu)
+    assert ("backward: " in plan) == grad
+    (named,) = explained("cuda", spec)
+    passed_over = explained("auto", spec)[1]
+    assert passed_over.startswith("rejected: cuda: nothing is known of its speed")
+    for line in (named, passed_over):
+        assert line.endswith(f"; fused CUDA kernels for NVIDIA GPUs; {plan}")
 
 
 def test_every_rejection_has_its_reason(table) -> None:
@@ -62,7 +132,7 @@ def test_every_rejection_has_its_reason(table) -> None:
 
 def test_the_one_that_is_taken_has_its_figures(table) -> None:
     table(backend("one", pace=Pace(False, "twice as fast as two")), backend("two"))
-    assert dispatch.select(SPEC).reason == "summary of one; twice as fast as two"
+    assert dispatch.select(SPEC).reason == "twice as fast as two"
 
 
 def test_a_slow_one_is_better_than_none(table) -> None:

@@ -46,6 +46,10 @@ def unmeasured(spec: LSTMSpec) -> None:
     """A backend of whose speed nothing is known."""
 
 
+def unplanned(spec: LSTMSpec) -> None:
+    """A backend that runs all calls alike, or does not tell how."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to run the operator. It comes in three forms:
@@ -64,6 +68,8 @@ class Backend:
     """None, or the reason why this backend cannot take the call."""
     pace: Callable[[LSTMSpec], Pace | None] = unmeasured
     """None, or whether measurements let ``auto`` pass over it although it could. Asked only where it can."""
+    plan: Callable[[LSTMSpec], str | None] = unplanned
+    """None, or how it splits the call, in words. Asked only where it can, and never on the way of a call."""
     forward: Callable[..., Outputs] | None = None
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]] | None = None
     native: bool = False
@@ -71,6 +77,11 @@ class Backend:
     """Its numbers are not the same: ``auto`` never takes it, and its errors have the limit ``contract.APPROXIMATE``."""
     own_dropout: bool = False
     """In an eager call it draws the dropout between the layers itself (``forward(..., dropout=p)``)."""
+
+    def describe(self, spec: LSTMSpec) -> str:
+        """How it would run a call that it can take, whoever chose it."""
+        plan = self.plan(spec)
+        return self.summary if plan is None else f"{self.summary}; {plan}"
 
     @property
     def differentiable(self) -> bool:

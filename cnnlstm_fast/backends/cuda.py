@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _native
 from ..canonical import LSTMSpec
-from . import aten, measured
+from . import measured
 from .base import Backend, Outputs, Pace
 from .cuda_plan import describe
 
@@ -76,16 +76,13 @@ def has_code(archs: Sequence[str], sm: int) -> bool:
 
 
 def _pace(spec: LSTMSpec) -> Pace | None:
-    """Where nothing was measured, PyTorch's own kernel stays with the calls that it takes."""
     if spec.device == "cpu":
         return Pace(True, "its kernels are compiled for the CPU here, which is for tests alone")
-    known = measured.pace(spec, "cuda", lambda: measured.Gpu(torch.cuda.get_device_name()))
-    if known is None and aten.BACKEND.supports(spec) is None:
-        known = Pace(True, "nothing is known of its speed on this GPU beside aten")
-    if spec.tracing:  # where no compiled code can be asked
-        return known
-    plan = describe(spec, _gpu(torch.cuda.current_device()))
-    return Pace(False, plan) if known is None else known._replace(reason=f"{known.reason}; {plan}")
+    return measured.pace_on_gpu(spec, "cuda")
+
+
+def _plan(spec: LSTMSpec) -> str | None:
+    return None if spec.device == "cpu" else describe(spec, _gpu(torch.cuda.current_device()))
 
 
 @cache
@@ -113,6 +110,4 @@ def _host_library() -> Any:
     return _host
 
 
-BACKEND = Backend(
-    "cuda", "fused CUDA kernels for NVIDIA GPUs", _supports, _pace, forward=_forward, backward=_backward
-)
+BACKEND = Backend("cuda", "fused CUDA kernels for NVIDIA GPUs", _supports, _pace, _plan, _forward, _backward)

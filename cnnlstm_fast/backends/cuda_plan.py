@@ -8,18 +8,19 @@ import torch
 
 from .. import _native
 from ..canonical import LSTMSpec
+from ..precision import allows_tf32
 
 WAYS = {
     "block": "one block for 8 sequences",
     "cluster": "clusters of {blocks} blocks for 8 sequences",
     "grid": "{blocks} blocks of one grid for 8 sequences",
+    "stream": "{blocks} blocks of one grid for {sequences} sequences, which read the weights in every step",
 }
 
 
 def number(dtype: torch.dtype) -> str:
-    """What the products of the recurrence are made of; float32 obeys the switch that nn.LSTM obeys on a GPU."""
-    switch = torch.backends.cudnn.rnn
-    if dtype == torch.float32 and switch.fp32_precision == "tf32":  # type: ignore[attr-defined]
+    """What the products of the recurrence are made of."""
+    if dtype == torch.float32 and allows_tf32():
         return "tf32"
     return str(dtype).removeprefix("torch.")
 
@@ -45,7 +46,7 @@ def _describe(spec: LSTMSpec, gpu: dict[str, Any], backward: bool) -> str:
     )
     if plan["way"] == "step":
         return f"a product of a library's and a kernel for the cells in every step, {expected}"
-    split = WAYS[plan["way"]].format(**plan)
+    split = WAYS[plan["way"]].format(sequences=8 * plan["batch"], **plan)
     launches = -(-plan["batch_tiles"] // plan["tiles_at_once"])
     return ", ".join(
         [

@@ -162,6 +162,14 @@ def pace(spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]
     return Pace(slow, f"{faster} near {place} by {found.made['source']} ({where})")
 
 
+def pace_on_gpu(spec: LSTMSpec, backend: str) -> Pace | None:
+    """Where nothing was measured, PyTorch's own kernel stays with the calls that it takes."""
+    known = pace(spec, backend, lambda: Gpu(torch.cuda.get_device_name()))
+    if known is None and aten.BACKEND.supports(spec) is None:
+        return Pace(True, "nothing is known of its speed on this GPU beside aten")
+    return known
+
+
 def load(path: Path) -> Table:
     """Raises ValueError where the file is not one of ours."""
     try:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..canonical import LSTMSpec
-from . import aten, measured
+from . import measured
 from .base import Backend, Outputs, Pace
 
 OLDEST = 8
@@ -36,13 +36,9 @@ def _supports(spec: LSTMSpec) -> str | None:
 
 
 def _pace(spec: LSTMSpec) -> Pace | None:
-    """Where nothing was measured, PyTorch's own kernel stays with the calls that it takes."""
     if spec.device == "cpu":
         return Pace(True, "it is interpreted here")
-    known = measured.pace(spec, "triton", lambda: measured.Gpu(torch.cuda.get_device_name()))
-    if known is None and aten.BACKEND.supports(spec) is None:
-        return Pace(True, "nothing is known of its speed on this GPU beside aten")
-    return known
+    return measured.pace_on_gpu(spec, "triton")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <dlfcn.h>
+#include <torch/library.h>
 
 #include <array>
 #include <mutex>
@@ -58,13 +59,15 @@ void* current_stream(at::Device device) {
   return stream;
 }
 
-// The switch that nn.LSTM obeys on a GPU: torch.backends.cudnn.rnn.fp32_precision, with all that PyTorch
-// derives it from.
+// The switch that nn.LSTM obeys on a GPU, as cnnlstm_fast/precision.py reads it, too.
 bool wants_tf32() {
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
          at::Float32Precision::TF32;
 }
 
 int64_t most_gate_inputs() { return int64_t{256} << 20; }
+
+// For the test that both readings agree.
+TORCH_LIBRARY_FRAGMENT(cnnlstm_fast, m) { m.def("cuda_wants_tf32() -> bool", &wants_tf32); }
 
 }  // namespace cnnlstm

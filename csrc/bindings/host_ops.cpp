@@ -35,11 +35,11 @@ CnnlstmGpu pretended_gpu() {
   return gpu;
 }
 
-// From now on every pass takes the nth plan of a way ("block", "cluster", "grid" or "step"; counted again
-// from the first where there are not so many), or for "" the planner's choice; products of float32 are of
-// TF32 or exact; and so many bytes of gate inputs exist at once.
+// From now on every pass takes the nth plan of a way ("block", "cluster", "grid", "stream" or "step";
+// counted again from the first where there are not so many), or for "" the planner's choice; products of
+// float32 are of TF32 or exact; and so many bytes of gate inputs exist at once.
 void pretend(c10::string_view way, int64_t nth, bool tf32, int64_t most_gate_inputs) {
-  const std::vector<c10::string_view> names{"block", "cluster", "grid", "step"};
+  const std::vector<c10::string_view> names{"block", "cluster", "grid", "stream", "step"};
   const auto found = std::find(names.begin(), names.end(), way);
   TORCH_CHECK(way.empty() || found != names.end(), "There is no way ", way, ".");
   TORCH_CHECK(nth >= 0, "nth must not be negative, got ", nth, ".");

@@ -66,7 +66,7 @@ int as_number(const std::string& name) {
 }
 
 const char* way_name(int way) {
-  const char* const names[] = {"block", "cluster", "grid", "step"};  // of CnnlstmWay
+  const char* const names[] = {"block", "cluster", "grid", "stream", "step"};  // of CnnlstmWay
   return names[way];
 }
 
@@ -91,7 +91,9 @@ std::vector<py::dict> plans(const py::dict& facts, bool backward, const std::str
     result["groups"] = plan.groups;
     result["splits"] = plan.splits;
     result["tiles"] = plan.tiles;
+    result["turns"] = plan.turns;
     result["blocks"] = plan.blocks;
+    result["batch"] = plan.batch;
     result["batch_tiles"] = plan.batch_tiles;
     result["tiles_at_once"] = plan.tiles_at_once;
     result["threads"] = plan.threads;

@@ -117,9 +117,7 @@ struct Backward {
   template <class F>
   static void each_array(const Arguments& arguments, F f) {
     each_array_of<T>(arguments.pass, f);
-    const int64_t D = arguments.pass.D;
-    f(arguments.packed, arguments.layout.packed_bytes(D) / 16);
-    f(arguments.tiles.words, arguments.tiles.all_words(D));
+    each_array_of_launch(arguments, f);
   }
 
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
@@ -184,7 +182,7 @@ struct Backward {
     for (int n = 0; n <= rows.T; ++n) {
       const int s = rows.T - 1 - n;
       exchange.receive(n);
-      float sums[4];
+      float sums[4] = {};
       product.multiply(lane, exchange.row(n, 0) + own_part * kPartBytes, layout.row_bytes, sums);
       CNNLSTM_UNROLL
       for (int v = 0; v < 4; ++v) device::store_shared(of_part(device::anew(own_part), v), sums[v]);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/ceilings.h"
+#include "cuda/guarded.h"
 #include "cuda/measure.cuh"
 
 using namespace cnnlstm;

@@ -34,16 +34,25 @@ constexpr int most_threads(int way, int tiles) {
 // The batch tiles of a launch, blocks along y, of which `first` is the first, and the words of all `count` of
 // every direction.
 struct Tiles {
-  uint64_t* words;    // of a grid: (D, count, 2, row words, kSequences)
+  uint64_t* words;  // of a grid (D, count, 2, row words, kSequences), of a stream (D, count, 2, sequences,
+                    // row words)
   int words_of_tile;  // in a direction
   int first, count;
 
   int64_t all_words(int64_t D) const { return D * count * words_of_tile; }
-  CNNLSTM_DEVICE int tile() const { return first + device::block_y(); }
+  CNNLSTM_DEVICE int tile() const { return first + device::anew(device::block_y()); }
   CNNLSTM_DEVICE uint64_t* own_words() const {
     return words + int64_t{device::anew(device::block_z()) * count + tile()} * words_of_tile;
   }
 };
+
+// What a kernel of either pass may touch beside the pass's own arrays.
+template <class Arguments, class F>
+void each_array_of_launch(const Arguments& arguments, F f) {
+  const int64_t D = arguments.pass.D;
+  f(arguments.packed, arguments.layout.packed_bytes(D) / 16);
+  f(arguments.tiles.words, arguments.tiles.all_words(D));
+}
 
 // It keeps next to nothing: what the layout and the tiles tell costs no registers.
 template <int kUnitBytes, bool kSplit>

@@ -114,9 +114,7 @@ struct Forward {
   template <class F>
   static void each_array(const Arguments& arguments, F f) {
     each_array_of<T>(arguments.pass, f);
-    const int64_t D = arguments.pass.D;
-    f(arguments.packed, arguments.layout.packed_bytes(D) / 16);
-    f(arguments.tiles.words, arguments.tiles.all_words(D));
+    each_array_of_launch(arguments, f);
   }
 
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
@@ -204,7 +202,7 @@ struct Forward {
         active[j] = rows.active(s, length[j]);
         kept[j] = rows.kept(s, sequence(j), active[j]);
       }
-      float sums[8];
+      float sums[8] = {};
       product.multiply(lane, exchange.row(n, 0) + part * kPartBytes, layout.row_bytes, sums);
       if constexpr (kSplit) {
         // the lane's place among those of its group's warps, 8 sums each

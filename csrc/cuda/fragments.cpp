@@ -92,6 +92,26 @@ static_assert(covers<kGroup * kSequences, 2>([](int lane, int part) {
   return place_in_d(lane, 0).row * kSequences + column_of(lane, true, part, 0);
 }));
 
+// Cells of a stream: all units of all groups for all sequences of the tile, with one warp for each 32.
+constexpr bool streamed_cells_cover_the_tile() {
+  for (int groups = 1; groups <= 8; ++groups) {
+    for (int batch = 1; batch <= kMostBatch; ++batch) {
+      std::array<bool, 8 * kGroup * kMostBatch * kSequences> seen = {};
+      const int sequences = batch * kSequences, cells = groups * kGroup * sequences;
+      if (streamed_owners(groups, batch) * kLanes != cells) return false;
+      for (int i = 0; i < cells; ++i) {
+        const StreamedCell cell = streamed_cell(i / kLanes, i % kLanes, groups);
+        const int at = (cell.group * kGroup + cell.unit) * sequences + cell.sequence;
+        if (at < 0 || at >= cells || seen[at]) return false;
+        seen[at] = true;
+        if (cell.sequence / kSequences != cell.tile || cell.sequence % 2 != cell.parity) return false;
+      }
+    }
+  }
+  return true;
+}
+static_assert(streamed_cells_cover_the_tile());
+
 // The 8 rows of a matrix lie in different banks, whatever the sizes.
 constexpr bool rows_lie_in_different_banks() {
   for (int splits = 1; splits <= 16; ++splits) {
@@ -99,6 +119,7 @@ constexpr bool rows_lie_in_different_banks() {
       for (int blocks = 1; blocks <= 132; ++blocks) {
         CnnlstmPlan plan = {};
         plan.groups = groups, plan.splits = splits, plan.tiles = 8, plan.blocks = blocks;
+        plan.batch = plan.turns = 1;
         if (layout_of(plan, false, CNNLSTM_BFLOAT16).row_bytes % kBanks != 16) return false;
       }
     }

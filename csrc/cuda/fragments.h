@@ -51,4 +51,17 @@ CNNLSTM_ANYWHERE constexpr int column_of(int lane, bool split, int part, int j) 
   return 2 * (lane % 4) + (split ? part : j);
 }
 
+// A stream's block has as many warps with cells as half tiles, (tile of 8 sequences, group, odd or even
+// columns): the cell of a lane.
+struct StreamedCell {
+  int group, unit;             // of the block, of the group
+  int tile, parity, sequence;  // of the batch tile, of the column, of the batch tile
+};
+CNNLSTM_ANYWHERE constexpr int streamed_owners(int groups, int batch) { return 2 * groups * batch; }
+CNNLSTM_ANYWHERE constexpr StreamedCell streamed_cell(int warp, int lane, int groups) {
+  const int parity = warp % 2, tile = warp / 2 / groups;
+  return {warp / 2 % groups, place_in_d(lane, 0).row, tile, parity,
+          tile * kSequences + column_of(lane, true, parity, 0)};
+}
+
 }  // namespace cnnlstm

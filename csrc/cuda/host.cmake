@@ -17,7 +17,9 @@ target_compile_definitions(cnnlstm_host PRIVATE _GLIBCXX_USE_CXX11_ABI=${TORCH_C
 target_link_directories(cnnlstm_host PRIVATE ${TORCH_LIBRARY_DIR})
 target_link_libraries(cnnlstm_host PRIVATE cnnlstm_host_machine cnnlstm_plan torch_cpu c10)
 
-add_executable(host_device_test csrc/test/host_device_test.cpp)
+add_executable(
+  host_device_test csrc/test/host_device_blocks.cpp csrc/test/host_device_instructions.cpp csrc/test/host_device_memory.cpp
+                   csrc/test/host_device_test.cpp csrc/test/host_device_threads.cpp)
 target_link_libraries(host_device_test PRIVATE cnnlstm_host_machine)
 set_target_properties(host_device_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_LIBRARY_OUTPUT_DIRECTORY})
 

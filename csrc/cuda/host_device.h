@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include <stdexcept>
 #include <type_traits>
 
 #include "cuda/host_machine.h"
@@ -135,5 +136,10 @@ void launch(const LaunchShape& shape, const typename Kernel::Arguments& argument
 }
 
 inline void clear(void* memory, size_t bytes, void*) { memset(memory, 0, bytes); }
+
+template <class Kernel>
+int registers_of() {
+  throw std::runtime_error("a kernel that is compiled for the CPU has no number of registers");
+}
 
 }  // namespace cnnlstm

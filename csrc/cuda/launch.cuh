@@ -3,21 +3,11 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
-
+#include "cuda/check.cuh"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 
 namespace cnnlstm {
-
-inline void check(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // or it would surface in somebody else's call
-  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status) + " (" +
-                           cudaGetErrorName(status) + ")");
-}
-#define CNNLSTM_CHECK(call) check((call), #call)
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
@@ -68,6 +58,13 @@ void launch(const LaunchShape& shape, const typename Kernel::Arguments& argument
     attributes[config.numAttrs++].val.cooperative = 1;
   }
   CNNLSTM_CHECK(cudaLaunchKernelEx(&config, kernel, arguments));
+}
+
+template <class Kernel>
+int registers_of() {
+  cudaFuncAttributes attributes = {};
+  CNNLSTM_CHECK(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&entry<Kernel>)));
+  return attributes.numRegs;
 }
 
 inline void clear(void* memory, size_t bytes, void* stream) {

@@ -18,4 +18,8 @@ template <class Kernel>
 void launch(const LaunchShape& shape, const typename Kernel::Arguments& arguments, void* stream);
 void clear(void* memory, size_t bytes, void* stream);
 
+// Of a thread of a kernel on the current device; throws like them.
+template <class Kernel>
+int registers_of();
+
 }  // namespace cnnlstm

@@ -16,10 +16,19 @@ constexpr int kSequences = 8;      // of a batch tile: the n of a product
 constexpr int kGroup = 8;          // units of a group
 constexpr int kPiece = 32;         // bytes of k that one mma reads of a row
 constexpr int kStages = 4;         // steps of gate inputs that are under way or in use
+constexpr int kMostBatch = 4;      // times kSequences in a batch tile
+constexpr int kStreamTiles = 4;    // CnnlstmPlan::tiles of a stream: half the registers, for more sums
 constexpr int kMostThreads = 512;  // of a block: each has 128 registers then, half of them for weights
 
 // Of a block that computes in these numbers: exact products need more registers for what lies between.
 constexpr int most_threads(int number) { return number == CNNLSTM_FLOAT32 ? 384 : kMostThreads; }
+
+// What a lane of a stream keeps of its cell in the forward pass, where sums take the registers.
+struct alignas(16) StreamedState {
+  float gate_inputs[4];  // of the next step
+  float c, h;
+  int length;  // below 0 where there is no cell
+};
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -29,27 +38,30 @@ constexpr int number_bytes_of(int number) {
 
 // The sizes of a pass and the places in a block's shared memory, all worked out before a kernel sees them.
 struct Layout {
-  bool backward, cluster, grid;
+  bool backward, cluster, grid, stream;
   int number_bytes;
-  int groups, splits, tiles, blocks;  // of CnnlstmPlan
+  int groups, splits, tiles, turns, blocks, batch;  // of CnnlstmPlan
 
   int per_unit;                   // numbers that a unit puts into a row of the tile
   int units;                      // of all blocks, those beyond H included
   int warps;                      // of a block
   int vectors;                    // of 16 bytes of weights that a lane holds
-  int row_bytes;                  // of a tile
+  int read_bytes;                 // of a row that the warps read in a turn
+  int row_bytes;                  // of a tile; of a stream, what a turn reads of it
   int buffers;                    // tiles; the first lies at 0
-  int ring_at;                    // gate inputs that are under way, 16 bytes for each cell and stage
+  int ring_at;                    // gate inputs that are under way, 16 bytes for each cell and stage; of a
+                                  // stream a StreamedState for each cell
   int bias_at;                    // both biases of each unit, summed up
   int partial_at, partial_bytes;  // float32 sums of warps that share a group
   int barriers_at;
   int shared_bytes;
 
   // Packed weights of all blocks, a vector for each of 32 lanes.
-  int64_t packed_bytes(int64_t D) const { return D * blocks * warps * vectors * 32 * 16; }
-  // Words of a grid: each carries 4 bytes of a row and the number of its step, and there are two planes.
+  int64_t packed_bytes(int64_t D) const { return D * blocks * turns * warps * vectors * 32 * 16; }
+  // Words of a grid or stream: each carries 4 bytes of a row and the number of its step, and there are two
+  // planes.
   int64_t words_of_tile() const {
-    return grid ? int64_t{2} * kSequences * units * per_unit * number_bytes / 4 : 0;
+    return grid || stream ? int64_t{2} * kSequences * batch * units * per_unit * number_bytes / 4 : 0;
   }
   // Global memory that the launches of a pass need: packed weights, then words.
   int64_t exchange_bytes(int64_t D, int64_t batch_tiles) const {
@@ -62,29 +74,35 @@ constexpr Layout layout_of(const CnnlstmPlan& plan, bool backward, int number) {
   layout.backward = backward;
   layout.cluster = plan.way == CNNLSTM_CLUSTER;
   layout.grid = plan.way == CNNLSTM_GRID;
+  layout.stream = plan.way == CNNLSTM_STREAM;
   layout.number_bytes = number_bytes_of(number);
   layout.groups = plan.groups;
   layout.splits = plan.splits;
   layout.tiles = plan.tiles;
+  layout.turns = plan.turns;
   layout.blocks = plan.blocks;
+  layout.batch = plan.batch;
 
   layout.per_unit = backward ? 4 : 1;
   layout.units = plan.blocks * plan.groups * kGroup;
   layout.warps = plan.groups * plan.splits;
   layout.vectors = 2 * plan.tiles;
   // A backward warp holds twice the pieces for half the rows, and there are twice as many parts.
-  const int read = plan.splits * plan.tiles * kPiece * layout.per_unit;
-  const int written = layout.units * layout.per_unit * layout.number_bytes;
-  layout.row_bytes = static_cast<int>(round_up(read > written ? read : written, 128)) + 16;
+  layout.read_bytes = plan.splits * plan.tiles * kPiece * layout.per_unit;
+  const int written = layout.stream ? 0 : layout.units * layout.per_unit * layout.number_bytes;
+  const int row = layout.read_bytes > written ? layout.read_bytes : written;
+  layout.row_bytes = static_cast<int>(round_up(row, 128)) + 16;
   // In a grid a barrier lies between the product and the next tile's arrival.
   layout.buffers = layout.grid ? 1 : 2;
-  layout.ring_at = layout.buffers * kSequences * layout.row_bytes;
-  layout.bias_at = layout.ring_at + (backward ? 0 : kStages * plan.groups * kGroup * kSequences * 16);
+  layout.ring_at = layout.buffers * plan.batch * kSequences * layout.row_bytes;
+  const int cells = plan.groups * kGroup * kSequences * plan.batch;
+  const int of_cell = layout.stream ? static_cast<int>(sizeof(StreamedState)) : kStages * 16;
+  layout.bias_at = layout.ring_at + (backward ? 0 : cells * of_cell);
   layout.partial_at = layout.bias_at + (backward ? 0 : plan.groups * kGroup * 16);
   // 8 sums a lane forward, 4 backward
-  layout.partial_bytes = backward          ? layout.warps * 32 * 4 * 4
-                         : plan.splits > 1 ? layout.warps * 32 * 8 * 4
-                                           : 0;
+  layout.partial_bytes = plan.batch * (backward          ? layout.warps * 32 * 4 * 4
+                                       : plan.splits > 1 ? layout.warps * 32 * 8 * 4
+                                                         : 0);
   layout.barriers_at = layout.partial_at + layout.partial_bytes;
   layout.shared_bytes = layout.barriers_at + (layout.cluster ? 16 : 0);
   return layout;

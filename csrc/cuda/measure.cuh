@@ -4,10 +4,8 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 
-#include "cuda/launch.cuh"
+#include "cuda/check.cuh"
 
 namespace cnnlstm {
 
@@ -61,17 +59,6 @@ double nanoseconds(Launch launch) {
     best = i == 0 ? milliseconds : std::min<double>(best, milliseconds);
   }
   return 1e6 * best;
-}
-
-// What `measure` returns; an exception must not cross the C ABI.
-template <typename Measure>
-double guarded(char* message, size_t message_size, Measure measure) {
-  try {
-    return measure();
-  } catch (const std::exception& error) {
-    std::snprintf(message, message_size, "%s", error.what());
-    return -1;
-  }
 }
 
 }  // namespace cnnlstm

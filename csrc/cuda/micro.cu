@@ -4,6 +4,8 @@
 
 #include "cuda/cell.cuh"
 #include "cuda/exchange.cuh"
+#include "cuda/guarded.h"
+#include "cuda/launch.cuh"
 #include "cuda/measure.cuh"
 #include "cuda/micro.h"
 

@@ -11,11 +11,13 @@
 
 namespace cnnlstm {
 
-// Where a lane's first vector lies; the next ones follow in strides of 32.
+// Where a lane's first vector of turn 0 lies; the next ones follow in strides of 32.
 CNNLSTM_DEVICE int64_t packed_at(const Layout& layout, int direction, int block, int warp, int lane) {
-  const int64_t before = (int64_t{direction} * layout.blocks + block) * layout.warps + warp;
+  const int64_t before = (int64_t{direction} * layout.blocks + block) * layout.turns * layout.warps + warp;
   return before * layout.vectors * 32 + lane;
 }
+// From a vector to that of the next turn.
+CNNLSTM_DEVICE int packed_turn(const Layout& layout) { return layout.warps * layout.vectors * 32; }
 
 struct PackArguments {
   const void* weight_hh[2];  // (4H, H) in nn.LSTM's order
@@ -25,7 +27,7 @@ struct PackArguments {
   uint4* packed;
 };
 
-// kTiles of the plan; block (unit block and warp, 1, direction), a thread for each vector and lane.
+// kTiles of the plan; block (unit block and warp, turn, direction), a thread for each vector and lane.
 template <class Number, bool kBackward, int kTiles>
 struct Pack {
   using T = typename Number::Stored;
@@ -45,6 +47,7 @@ struct Pack {
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
     const Layout& layout = arguments.layout;
     const int lane = device::thread() % 32, vector = device::thread() / 32, direction = device::block_z();
+    const int turn = device::block_y();
     const int block = device::block_x() / layout.warps, warp = device::block_x() % layout.warps;
     const int group = warp % layout.groups, part = warp / layout.groups;
     const int64_t H = arguments.H;
@@ -60,16 +63,17 @@ struct Pack {
       // Row: one of the 16 units of two groups; k: gate and unit of a gate gradient. Which part of k:
       // forward.cuh's mirror.
       const int first = (block * layout.groups + group / 2 * 2) * kGroup + place_in_d(lane, 0).row;
-      const int begin = (2 * part + group % 2) * kPart;
+      const int begin = ((turn * layout.splits + part) * 2 + group % 2) * kPart;
       packed = WarpProduct::pack(
           lane, vector, [&](int row, int k) { return number(k % 4, (begin + k) / 4, first + row * kGroup); });
     } else {
       const int unit = (block * layout.groups + group) * kGroup + place_in_d(lane, 0).row;
-      packed = WarpProduct::pack(lane, vector,
-                                 [&](int gate, int k) { return number(gate, unit, part * kPart + k); });
+      const int begin = (turn * layout.splits + part) * kPart;
+      packed =
+          WarpProduct::pack(lane, vector, [&](int gate, int k) { return number(gate, unit, begin + k); });
     }
-    device::store(arguments.packed + packed_at(layout, direction, block, warp, 0) + vector * 32 + lane,
-                  packed);
+    const int64_t at = packed_at(layout, direction, block, warp, lane) + turn * packed_turn(layout);
+    device::store(arguments.packed + at + vector * 32, packed);
   }
 };
 

@@ -31,47 +31,70 @@ struct Pass {
   }
   int64_t numbers() const { return backward ? 4 : 1; }  // that a unit puts into the product
   int most_warps() const { return most_threads(number) / 32; }
-  int batch_tiles() const { return static_cast<int>(ceil_div(B, kSequences)); }
+  int64_t pieces() const { return ceil_div(H * number_bytes_of(number), kPiece); }  // of a row of weights
+  int batch_tiles(int batch) const { return static_cast<int>(ceil_div(B, batch * kSequences)); }
 };
 
-void add(const Pass& pass, int way, int64_t groups, int64_t splits, int tiles, int64_t blocks,
-         std::vector<CnnlstmPlan>& found) {
+// The blocks of these wait for each other: all have to run at once, one on each SM.
+bool waits(int way) { return way == CNNLSTM_GRID || way == CNNLSTM_STREAM; }
+
+// Returns whether it fits.
+bool add(const Pass& pass, int way, int64_t groups, int64_t splits, int tiles, int64_t turns, int64_t blocks,
+         int batch, std::vector<CnnlstmPlan>& found) {
   if (pass.backward) groups = round_up(groups, 2);
-  if (groups * splits > pass.most_warps()) return;
-  if (way == CNNLSTM_GRID && blocks * pass.D > pass.gpu.multiprocessors) return;
+  if (groups * splits > pass.most_warps()) return false;
+  if (waits(way) && blocks * pass.D > pass.gpu.multiprocessors) return false;
   CnnlstmPlan plan = {};
   plan.way = way;
   plan.groups = static_cast<int>(groups);
   plan.splits = static_cast<int>(splits);
   plan.tiles = tiles;
+  plan.turns = static_cast<int>(turns);
   plan.blocks = static_cast<int>(blocks);
-  plan.batch_tiles = pass.batch_tiles();
-  const int most = way == CNNLSTM_GRID ? pass.gpu.multiprocessors / (plan.blocks * pass.D) : kMostTilesAtOnce;
+  plan.batch = batch;
+  plan.batch_tiles = pass.batch_tiles(batch);
+  const int most = waits(way) ? pass.gpu.multiprocessors / (plan.blocks * pass.D) : kMostTilesAtOnce;
   plan.tiles_at_once = std::min({plan.batch_tiles, most, kMostTilesAtOnce});
   plan.threads = 32 * plan.groups * plan.splits;
   const Layout layout = layout_of(plan, pass.backward, pass.number);
   plan.shared_bytes = layout.shared_bytes;
   plan.exchange_bytes = layout.exchange_bytes(pass.D, plan.batch_tiles);
-  if (plan.shared_bytes <= pass.gpu.shared_bytes) found.push_back(plan);
+  if (plan.shared_bytes > pass.gpu.shared_bytes) return false;
+  found.push_back(plan);
+  return true;
+}
+
+// As many warps as there may be for these groups of a block, and as large a batch tile as has cells for them
+// and fits.
+void add_stream(const Pass& pass, int64_t of_block, std::vector<CnnlstmPlan>& found) {
+  const int64_t groups = ceil_div(pass.H, kGroup), splits = pass.most_warps() / of_block;
+  const int64_t turns = ceil_div(pass.pieces(), splits * kStreamTiles);
+  int64_t batch = std::min<int64_t>({kMostBatch, splits / 2, pass.batch_tiles(1)});
+  while (batch > 0 && !add(pass, CNNLSTM_STREAM, of_block, splits, kStreamTiles, turns,
+                           ceil_div(groups, of_block), static_cast<int>(batch), found))
+    --batch;
 }
 
 std::vector<CnnlstmPlan> fitting(const Pass& pass) {
   std::vector<CnnlstmPlan> found;
   const int64_t groups = ceil_div(pass.H, kGroup);
-  const int64_t pieces = ceil_div(pass.H * number_bytes_of(pass.number), kPiece);
+  const int64_t pieces = pass.pieces();
   if (pieces <= kTiles)
-    add(pass, CNNLSTM_BLOCK, groups, 1, pieces <= kTiles / 2 ? kTiles / 2 : kTiles, 1, found);
+    add(pass, CNNLSTM_BLOCK, groups, 1, pieces <= kTiles / 2 ? kTiles / 2 : kTiles, 1, 1, 1, found);
   const int64_t splits = std::max<int64_t>(2, ceil_div(pieces, kTiles));
   if (pass.gpu.sm >= 90)
     for (int blocks = 2; blocks <= pass.gpu.largest_cluster; blocks *= 2)
-      add(pass, CNNLSTM_CLUSTER, ceil_div(groups, blocks), splits, kTiles, blocks, found);
+      add(pass, CNNLSTM_CLUSTER, ceil_div(groups, blocks), splits, kTiles, 1, blocks, 1, found);
   const int least = pass.backward ? 2 : 1;  // groups of a block
   for (int64_t of_block = least; of_block < groups && of_block * splits <= pass.most_warps();
        of_block += least)
-    add(pass, CNNLSTM_GRID, of_block, splits, kTiles, ceil_div(groups, of_block), found);
+    add(pass, CNNLSTM_GRID, of_block, splits, kTiles, 1, ceil_div(groups, of_block), 1, found);
+  for (int64_t of_block = least; of_block < groups && 2 * of_block <= pass.most_warps(); of_block += least)
+    add_stream(pass, of_block, found);
   CnnlstmPlan step = {};
   step.way = CNNLSTM_STEP;
-  step.batch_tiles = step.tiles_at_once = pass.batch_tiles();
+  step.batch = 1;
+  step.batch_tiles = step.tiles_at_once = pass.batch_tiles(1);
   found.push_back(step);
   return found;
 }
@@ -148,6 +171,33 @@ Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
   return work;
 }
 
+// All SMs read all weights, one tile's words each, and wait in every turn for what they read.
+Work streamed(const Pass& pass, const CnnlstmPlan& plan) {
+  const CnnlstmCosts& costs = pass.gpu.costs;
+  const Layout layout = layout_of(plan, pass.backward, pass.number);
+  const int64_t blocks = int64_t{plan.blocks} * pass.D * plan.tiles_at_once;
+  const double l2 = std::min(costs.l2_sm, costs.l2 / blocks);
+  const double packed = layout.packed_bytes(pass.D);
+  const double memory = packed <= pass.gpu.l2_bytes ? l2 : std::min(l2, costs.memory / blocks);
+  const int64_t sequences = std::min<int64_t>(pass.B, kSequences * plan.batch);
+  const int64_t batch = ceil_div(sequences, kSequences);
+  const double warp_pieces = 2.0 * layout.warps * plan.tiles * plan.turns * batch;
+  const double read = warp_pieces / 2 * kPiece * kSequences * (pass.backward ? 2 : 1);
+  const int64_t cells = int64_t{plan.groups} * kGroup * sequences;
+
+  Work work = {};
+  work.rounds = ceil_div(plan.batch_tiles, plan.tiles_at_once);
+  work.product = std::max(warp_pieces * piece_time(costs, pass.number), read / costs.shared);
+  work.cells = cells * special_functions(pass) * costs.special + 2 * layout.partial_bytes / costs.shared;
+  work.rows = cells * row_bytes(pass) / l2;
+  work.exchange = packed / (plan.blocks * pass.D) / memory +
+                  2.0 * sequences * layout.units * layout.per_unit * layout.number_bytes / l2;
+  // a word takes a store and a load to arrive, every later turn another load
+  work.waiting = plan.turns * (costs.block_barrier + plan.tiles / 2 * costs.piece_latency) +
+                 (plan.turns + 1) / 2.0 * costs.word + costs.cell_latency + costs.block_barrier;
+  return work;
+}
+
 Work by_step(const Pass& pass) {
   const CnnlstmCosts& costs = pass.gpu.costs;
   const double weights = 4.0 * pass.H * pass.H * number_bytes_of(pass.number) * pass.D;
@@ -167,7 +217,14 @@ Work by_step(const Pass& pass) {
 }
 
 Work work_of(const Pass& pass, const CnnlstmPlan& plan) {
-  return plan.way == CNNLSTM_STEP ? by_step(pass) : persistent(pass, plan);
+  switch (plan.way) {
+    case CNNLSTM_STEP:
+      return by_step(pass);
+    case CNNLSTM_STREAM:
+      return streamed(pass, plan);
+    default:
+      return persistent(pass, plan);
+  }
 }
 
 // Rows come and go beside all else, which happens one after the other.

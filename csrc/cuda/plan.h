@@ -13,8 +13,8 @@ enum CnnlstmWay {
   CNNLSTM_BLOCK = 0,    // one block has all units of its sequences, and h never leaves it
   CNNLSTM_CLUSTER = 1,  // the blocks of a cluster send each other h through shared memory (sm_90)
   CNNLSTM_GRID = 2,     // the blocks of a cooperative launch exchange h through global memory
-  // A product of a library's and a cell kernel for every step: no kernel holds these weights.
-  CNNLSTM_STEP = 3,
+  CNNLSTM_STREAM = 3,   // the same, but W_hh is read anew in every step: no kernel could hold it
+  CNNLSTM_STEP = 4,     // a library's product and a cell kernel for every step
 };
 
 // What the parts of a step cost on a GPU: nanoseconds, and bytes or operations per nanosecond. bench/micro
@@ -49,23 +49,26 @@ typedef struct {
   CnnlstmCosts costs;
 } CnnlstmGpu;
 
-// One pass over one layer. Every block tile has kSequences = 8 sequences, the n of the tensor cores'
-// products; a group is the 8 units whose four gates a warp computes. A block has groups * splits warps: warp
-// w has group w % groups and part w / groups of the sum over k, which is `tiles` pieces long. A backward warp
-// computes the gradient of h for two groups, 2 (w % (groups / 2)) and the next; its part w / (groups / 2) of
-// the sum over 4H gate gradients is 2 * tiles pieces long.
+// One pass over one layer. Every batch tile has kSequences = 8 sequences, the n of the tensor cores'
+// products, times `batch`; a group is the 8 units whose four gates a warp computes. A block has groups *
+// splits warps: warp w has group w % groups and part w / groups of the sum over k, which is `tiles` pieces
+// long. A backward warp computes the gradient of h for two groups, 2 (w % groups / 2) and the next; its part
+// 2 (w / groups) + w % 2 of the sum over 4H gate gradients is 2 * tiles pieces long. All of that `turns`
+// times: the parts of a turn lie behind those of the turn before.
 typedef struct {
   int way;
   int groups;  // of 8 units in a block; even in a backward pass
   int splits;  // warps that share a group's sum; 1 only in CNNLSTM_BLOCK
   int tiles;   // 32-byte pieces of a row of weights that a warp holds in registers, per gate row pair: 4 or 8
+  int turns;   // 1, but in CNNLSTM_STREAM
   int blocks;  // along the units: the size of a cluster
-  int batch_tiles;    // ceil(B / 8)
-  int tiles_at_once;  // batch tiles of one launch: fewer where all blocks have to run at once (CNNLSTM_GRID),
-                      // 65535 at most
+  int batch;   // 1, but in CNNLSTM_STREAM
+  int batch_tiles;    // ceil(B / (8 batch))
+  int tiles_at_once;  // batch tiles of one launch: fewer where all blocks have to run at once
+                      // (CNNLSTM_GRID, CNNLSTM_STREAM), 65535 at most
   int threads;        // of a block
   int64_t shared_bytes;
-  int64_t exchange_bytes;  // of global memory, 16-byte aligned: packed weights, then words (CNNLSTM_GRID)
+  int64_t exchange_bytes;  // of global memory, 16-byte aligned: packed weights, then words
 } CnnlstmPlan;
 
 // Fills in the costs as they were measured on GPUs of that name and returns 1, else guesses by the

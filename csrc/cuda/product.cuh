@@ -48,7 +48,7 @@ class TensorProduct {
     }
   }
 
-  // sums[sum_of(row, column)] = the product with the tile, of which `part` is the place of the warp's first
+  // sums[sum_of(row, column)] += the product with the tile, of which `part` is the place of the warp's first
   // piece in row 0.
   CNNLSTM_DEVICE void multiply(int lane, const char* part, int64_t row_bytes,
                                float (&sums)[2 * kRows]) const {
@@ -56,6 +56,11 @@ class TensorProduct {
     const char* const rows = part + place.row * row_bytes + place.column;
     // even and odd pieces apart: one chain of sums would wait twice as long for itself
     float chains[2][kProducts][4] = {};
+    CNNLSTM_UNROLL
+    for (int m = 0; m < kProducts; ++m) {
+      CNNLSTM_UNROLL
+      for (int r = 0; r < 4; ++r) chains[0][m][r] = sums[4 * m + r];
+    }
     CNNLSTM_UNROLL
     for (int p = 0; p < kPieces; p += 2) {
       uint32_t b[4];
@@ -133,7 +138,7 @@ class ExactProduct {
           float sum = partial[row][n];
           sum += device::shuffle_xor(sum, 1);
           sum += device::shuffle_xor(sum, 2);
-          if (lane % 4 == q) sums[sum_of(row, n)] = sum;
+          if (lane % 4 == q) sums[sum_of(row, n)] += sum;
         }
       }
     }

@@ -1,73 +1,87 @@
 // The C ABI of recurrence.h: arguments are checked, kernels chosen, exceptions turned into messages.
-#include <cstdio>
-#include <exception>
 #include <limits>
 
 #include "cuda/elementwise.cuh"
+#include "cuda/guarded.h"
 #include "cuda/recurrence.cuh"
 #include "cuda/recurrence.h"
 
 namespace cnnlstm {
 namespace {
 
-template <class Run>
-int guarded(char* message, size_t message_size, Run run) {
-  try {
-    run();
-    return 0;
-  } catch (const std::exception& error) {
-    std::snprintf(message, message_size, "%s", error.what());
-    return -1;
-  }
-}
-
 void require(bool right, const std::string& message) {
   if (!right) throw std::runtime_error(message);
 }
 
 // Rows, sequences and units have 32-bit numbers in the kernels.
+bool fits(int64_t n) { return n > 0 && n <= std::numeric_limits<int32_t>::max(); }
+
+void check_layer(int D, int64_t H) {
+  require(D == 1 || D == 2, "D: expected 1 or 2, got " + std::to_string(D));
+  require(H > 0 && H <= std::numeric_limits<int32_t>::max() / 4,
+          "H: expected a size from 1 whose 4H fits 32 bits, got " + std::to_string(H));
+}
+
 template <class Arguments>
 void check_sizes(const Arguments& arguments) {
+  check_layer(arguments.D, arguments.H);
   const CnnlstmRows& rows = arguments.rows;
-  const auto fits = [](int64_t n) { return n > 0 && n <= std::numeric_limits<int32_t>::max(); };
-  require(arguments.D == 1 || arguments.D == 2, "D: expected 1 or 2, got " + std::to_string(arguments.D));
-  require(fits(rows.T) && fits(rows.B) && fits(rows.N) && fits(rows.T * rows.B) && fits(4 * arguments.H),
-          "T, B, N, H: expected sizes from 1 whose T*B, N and 4H fit 32 bits, got " + std::to_string(rows.T) +
-              ", " + std::to_string(rows.B) + ", " + std::to_string(rows.N) + ", " +
-              std::to_string(arguments.H));
+  require(fits(rows.T) && fits(rows.B) && fits(rows.N) && fits(rows.T * rows.B),
+          "T, B, N: expected sizes from 1 whose T*B and N fit 32 bits, got " + std::to_string(rows.T) + ", " +
+              std::to_string(rows.B) + ", " + std::to_string(rows.N));
+}
+
+void check_steps(const CnnlstmForward& pass) {
+  require(0 <= pass.begin && pass.begin < pass.end && pass.end <= pass.rows.T,
+          "begin, end: expected steps of the call, got " + std::to_string(pass.begin) + ", " +
+              std::to_string(pass.end));
+}
+
+// Calls f with the way of a plan as a type.
+template <class F>
+void with_way(const CnnlstmPlan& plan, F f) {
+  switch (plan.way) {
+    case CNNLSTM_BLOCK:
+      return f(std::integral_constant<int, CNNLSTM_BLOCK>());
+    case CNNLSTM_CLUSTER:
+      return f(std::integral_constant<int, CNNLSTM_CLUSTER>());
+    case CNNLSTM_GRID:
+      return f(std::integral_constant<int, CNNLSTM_GRID>());
+    case CNNLSTM_STREAM:
+      return f(std::integral_constant<int, CNNLSTM_STREAM>());
+  }
+  throw std::runtime_error("plan: its way has no kernel of its own");
 }
 
 // A plan for these sizes: no kernel may reach beyond its shared memory or its words.
-template <class Pass>
-void check_plan(const Pass& pass, const CnnlstmPlan& plan, bool backward, const void* exchange) {
-  const Layout layout = layout_of(plan, backward, pass.number);
+template <bool kBackward>
+void check_plan(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, const void* exchange) {
+  const Layout layout = layout_of(plan, kBackward, pass.number);
   const int64_t part = int64_t{plan.tiles} * kPiece / layout.number_bytes;
-  require(plan.way == CNNLSTM_BLOCK || plan.way == CNNLSTM_CLUSTER || plan.way == CNNLSTM_GRID,
-          "plan: its way has no kernel of its own");
-  const bool block = plan.way == CNNLSTM_BLOCK;
-  require(plan.groups > 0 && plan.splits > 0 && plan.blocks > 0 && layout.units >= pass.H &&
-              plan.splits * part >= pass.H && (plan.tiles == 8 || (block && plan.tiles == 4)) &&
-              (block ? plan.splits == 1 && plan.blocks == 1 : plan.splits > 1) &&
-              (!backward || plan.groups % 2 == 0) && plan.threads == 32 * plan.groups * plan.splits &&
-              plan.threads <= most_threads(pass.number) && plan.shared_bytes == layout.shared_bytes &&
-              plan.tiles_at_once > 0 && plan.batch_tiles == (pass.rows.B + kSequences - 1) / kSequences &&
-              plan.exchange_bytes == layout.exchange_bytes(pass.D, plan.batch_tiles),
-          "plan: it is not one of this pass's");
+  const bool block = plan.way == CNNLSTM_BLOCK, stream = plan.way == CNNLSTM_STREAM;
+  const int sequences = kSequences * plan.batch;
+  require(
+      plan.groups > 0 && plan.splits > 0 && plan.blocks > 0 && plan.turns > 0 && plan.batch > 0 &&
+          layout.units >= pass.H && plan.turns * plan.splits * part >= pass.H &&
+          (stream ? plan.tiles == kStreamTiles && plan.batch <= kMostBatch &&
+                        streamed_owners(plan.groups, plan.batch) <= layout.warps
+                  : (plan.tiles == 8 || (block && plan.tiles == 4)) && plan.turns == 1 && plan.batch == 1) &&
+          (block ? plan.splits == 1 && plan.blocks == 1 : plan.splits > 1) &&
+          (!kBackward || plan.groups % 2 == 0) && plan.threads == 32 * plan.groups * plan.splits &&
+          plan.threads <= most_threads(pass.number) && plan.shared_bytes == layout.shared_bytes &&
+          plan.tiles_at_once > 0 && plan.batch_tiles == (pass.rows.B + sequences - 1) / sequences &&
+          plan.exchange_bytes == layout.exchange_bytes(pass.D, plan.batch_tiles),
+      "plan: it is not one of this pass's");
   require(exchange != nullptr, "exchange: expected memory, got NULL");
 }
 
-template <class Pass>
-void run(const Pass& pass, const CnnlstmPlan& plan, bool backward, void* exchange, void* stream) {
+template <bool kBackward>
+void run(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* exchange, void* stream) {
   check_sizes(pass);
-  check_plan(pass, plan, backward, exchange);
-  switch (plan.way) {
-    case CNNLSTM_BLOCK:
-      return run_way<CNNLSTM_BLOCK>(pass, plan, exchange, stream);
-    case CNNLSTM_CLUSTER:
-      return run_way<CNNLSTM_CLUSTER>(pass, plan, exchange, stream);
-    default:
-      return run_way<CNNLSTM_GRID>(pass, plan, exchange, stream);
-  }
+  with_way(plan, [&](auto way) {
+    check_plan<kBackward>(pass, plan, exchange);
+    run_way<decltype(way)::value, kBackward>(pass, plan, exchange, stream);
+  });
 }
 
 // Blocks along y, of which a grid has 65535 at most.
@@ -89,16 +103,25 @@ using namespace cnnlstm;
 extern "C" int cnnlstm_forward(const CnnlstmForward* pass, const CnnlstmPlan* plan, void* exchange,
                                void* stream, char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
-    require(0 <= pass->begin && pass->begin < pass->end && pass->end <= pass->rows.T,
-            "begin, end: expected steps of the call, got " + std::to_string(pass->begin) + ", " +
-                std::to_string(pass->end));
-    run(*pass, *plan, false, exchange, stream);
+    check_steps(*pass);
+    run<false>(*pass, *plan, exchange, stream);
   });
 }
 
 extern "C" int cnnlstm_backward(const CnnlstmBackward* pass, const CnnlstmPlan* plan, void* exchange,
                                 void* stream, char* message, size_t message_size) {
-  return guarded(message, message_size, [&] { run(*pass, *plan, true, exchange, stream); });
+  return guarded(message, message_size, [&] { run<true>(*pass, *plan, exchange, stream); });
+}
+
+extern "C" int cnnlstm_registers(int backward, int number, const CnnlstmPlan* plan, int* registers,
+                                 char* message, size_t message_size) {
+  return guarded(message, message_size, [&] {
+    with_way(*plan, [&](auto way) {
+      constexpr int kWay = decltype(way)::value;
+      *registers = backward ? registers_of_way<kWay, true>(number, *plan)
+                            : registers_of_way<kWay, false>(number, *plan);
+    });
+  });
 }
 
 extern "C" int cnnlstm_forward_step(const CnnlstmForwardStep* step, void* stream, char* message,
@@ -106,6 +129,8 @@ extern "C" int cnnlstm_forward_step(const CnnlstmForwardStep* step, void* stream
   return guarded(message, message_size, [&] {
     const CnnlstmForward& pass = step->pass;
     check_sizes(pass);
+    check_steps(pass);
+    require(pass.end == pass.begin + 1, "end: expected begin + 1, got " + std::to_string(pass.end));
     with_number(pass.number, [&](auto number) {
       launch<ForwardStep<decltype(number)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D), *step,
                                             stream);
@@ -118,6 +143,8 @@ extern "C" int cnnlstm_backward_step(const CnnlstmBackwardStep* step, void* stre
   return guarded(message, message_size, [&] {
     const CnnlstmBackward& pass = step->pass;
     check_sizes(pass);
+    require(-1 <= step->step && step->step < pass.rows.T,
+            "step: expected one of the call or -1, got " + std::to_string(step->step));
     with_number(pass.number, [&](auto number) {
       launch<BackwardStep<decltype(number)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D), *step,
                                              stream);
@@ -140,8 +167,9 @@ extern "C" int cnnlstm_entering(const CnnlstmEntering* arguments, void* stream, 
 extern "C" int cnnlstm_states(const CnnlstmStates* arguments, void* stream, char* message,
                               size_t message_size) {
   return guarded(message, message_size, [&] {
-    require(arguments->N > 0 && arguments->N <= std::numeric_limits<int32_t>::max(),
-            "N: expected a number of rows that fits 32 bits, got " + std::to_string(arguments->N));
+    check_layer(arguments->D, arguments->H);
+    require(fits(arguments->N),
+            "N: expected a number of rows from 1 that fits 32 bits, got " + std::to_string(arguments->N));
     with_number(arguments->number, [&](auto number) {
       launch<States<decltype(number)>>(elementwise(arguments->N, 1, arguments->D), *arguments, stream);
     });

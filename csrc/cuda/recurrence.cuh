@@ -1,14 +1,16 @@
 // From a plan to the launches of one way. Each pass of a way is a translation unit of its own
-// (recurrence_block.cu
-// ...), for they take long to compile.
+// (recurrence_block_forward.cu ...), for they take long to compile.
 #pragma once
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cuda/backward.cuh"
+#include "cuda/backward_streamed.cuh"
 #include "cuda/forward.cuh"
+#include "cuda/forward_streamed.cuh"
 #include "cuda/recurrence.h"
 #ifdef __CUDACC__
 #include "cuda/launch.cuh"
@@ -16,10 +18,14 @@
 
 namespace cnnlstm {
 
-template <int kWay>
-void run_way(const CnnlstmForward& pass, const CnnlstmPlan& plan, void* exchange, void* stream);
-template <int kWay>
-void run_way(const CnnlstmBackward& pass, const CnnlstmPlan& plan, void* exchange, void* stream);
+template <bool kBackward>
+using PassOf = std::conditional_t<kBackward, CnnlstmBackward, CnnlstmForward>;
+
+template <int kWay, bool kBackward>
+void run_way(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* exchange, void* stream);
+// Of each thread of the kernel that run_way launches, on the current device.
+template <int kWay, bool kBackward>
+int registers_of_way(int number, const CnnlstmPlan& plan);
 
 // Calls f with the kind of numbers as a type.
 template <class F>
@@ -37,21 +43,51 @@ void with_number(int number, F f) {
   throw std::runtime_error("number: expected one of CnnlstmNumber, got " + std::to_string(number));
 }
 
+template <class Kernel_, bool kBackward, int kTiles>
+struct Chosen {
+  using Kernel = Kernel_;
+  using Packing = Pack<typename Kernel::Number, kBackward, kTiles>;
+};
+
+// Calls f with the kernel of a plan and the one that packs its weights as a type.
+template <int kWay, bool kBackward, class F>
+void with_kernel(int number, const CnnlstmPlan& plan, F f) {
+  with_number(number, [&](auto found) {
+    using Number = decltype(found);
+    if constexpr (kWay == CNNLSTM_STREAM) {
+      f(Chosen<std::conditional_t<kBackward, BackwardStreamed<Number>, ForwardStreamed<Number>>, kBackward,
+               kStreamTiles>());
+    } else {
+      const auto held = [&](auto tiles) {
+        constexpr int kTiles = decltype(tiles)::value;
+        constexpr bool kSplit = kWay != CNNLSTM_BLOCK;
+        f(Chosen<std::conditional_t<kBackward, Backward<Number, kWay, kTiles, kSplit>,
+                                    Forward<Number, kWay, kTiles, kSplit>>,
+                 kBackward, kTiles>());
+      };
+      if constexpr (kWay == CNNLSTM_BLOCK)
+        if (plan.tiles == 4) return held(std::integral_constant<int, 4>());
+      held(std::integral_constant<int, 8>());
+    }
+  });
+}
+
 // The launches of a pass: packed weights, then batch tiles in as many goes as the plan wants.
-template <class Kernel, bool kBackward, int kTiles, class Pass>
-void launch_tiles(const Pass& pass, const CnnlstmPlan& plan, void* exchange, void* stream) {
+template <class Chosen, bool kBackward>
+void launch_tiles(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* exchange, void* stream) {
+  using Kernel = typename Chosen::Kernel;
+  using Packing = typename Chosen::Packing;
   const Layout layout = layout_of(plan, kBackward, pass.number);
   char* const words = static_cast<char*>(exchange) + layout.packed_bytes(pass.D);
 
-  using Packing = Pack<typename Kernel::Number, kBackward, kTiles>;
   PackArguments packing = {};
   for (int d = 0; d < pass.D; ++d) packing.weight_hh[d] = pass.weight_hh[d];
   packing.H = pass.H;
   packing.D = pass.D;
   packing.layout = layout;
   packing.packed = static_cast<uint4*>(exchange);
-  launch<Packing>({plan.blocks * layout.warps, 1, pass.D, Packing::kThreads, 0, false, false}, packing,
-                  stream);
+  launch<Packing>({plan.blocks * layout.warps, plan.turns, pass.D, Packing::kThreads, 0, false, false},
+                  packing, stream);
   const int64_t all_words = layout.words_of_tile() * pass.D * plan.batch_tiles;
   if (all_words > 0) clear(words, 8 * all_words, stream);
 
@@ -68,7 +104,7 @@ void launch_tiles(const Pass& pass, const CnnlstmPlan& plan, void* exchange, voi
   shape.threads = plan.threads;
   shape.shared_bytes = plan.shared_bytes;
   shape.cluster = layout.cluster;
-  shape.cooperative = layout.grid;
+  shape.cooperative = layout.grid || layout.stream;
   for (int first = 0; first < plan.batch_tiles; first += plan.tiles_at_once) {
     arguments.tiles.first = first;
     shape.y = std::min(plan.tiles_at_once, plan.batch_tiles - first);
@@ -77,18 +113,20 @@ void launch_tiles(const Pass& pass, const CnnlstmPlan& plan, void* exchange, voi
 }
 
 // A pass of a way, for the file that compiles it.
-#define CNNLSTM_COMPILE_WAY(way, Pass, Kernel, backward)                                                  \
-  template <>                                                                                             \
-  void run_way<way>(const Pass& pass, const CnnlstmPlan& plan, void* exchange, void* stream) {            \
-    with_number(pass.number, [&](auto number) {                                                           \
-      using Number = decltype(number);                                                                    \
-      constexpr bool kSplit = way != CNNLSTM_BLOCK;                                                       \
-      if constexpr (!kSplit) {                                                                            \
-        if (plan.tiles == 4)                                                                              \
-          return launch_tiles<Kernel<Number, way, 4, kSplit>, backward, 4>(pass, plan, exchange, stream); \
-      }                                                                                                   \
-      launch_tiles<Kernel<Number, way, 8, kSplit>, backward, 8>(pass, plan, exchange, stream);            \
-    });                                                                                                   \
+#define CNNLSTM_COMPILE_WAY(way, backward)                                                              \
+  template <>                                                                                           \
+  void run_way<way, backward>(const PassOf<backward>& pass, const CnnlstmPlan& plan, void* exchange,    \
+                              void* stream) {                                                           \
+    with_kernel<way, backward>(pass.number, plan, [&](auto chosen) {                                    \
+      launch_tiles<decltype(chosen), backward>(pass, plan, exchange, stream);                           \
+    });                                                                                                 \
+  }                                                                                                     \
+  template <>                                                                                           \
+  int registers_of_way<way, backward>(int number, const CnnlstmPlan& plan) {                            \
+    int found = 0;                                                                                      \
+    with_kernel<way, backward>(                                                                         \
+        number, plan, [&](auto chosen) { found = registers_of<typename decltype(chosen)::Kernel>(); }); \
+    return found;                                                                                       \
   }
 
 }  // namespace cnnlstm

@@ -22,6 +22,10 @@ int cnnlstm_forward(const CnnlstmForward* pass, const CnnlstmPlan* plan, void* e
 int cnnlstm_backward(const CnnlstmBackward* pass, const CnnlstmPlan* plan, void* exchange, void* stream,
                      char* message, size_t message_size);
 
+// Registers of each thread of the kernel that the plan's pass launches on the current device.
+int cnnlstm_registers(int backward, int number, const CnnlstmPlan* plan, int* registers, char* message,
+                      size_t message_size);
+
 int cnnlstm_forward_step(const CnnlstmForwardStep* step, void* stream, char* message, size_t message_size);
 int cnnlstm_backward_step(const CnnlstmBackwardStep* step, void* stream, char* message, size_t message_size);
 int cnnlstm_entering(const CnnlstmEntering* arguments, void* stream, char* message, size_t message_size);

@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_BLOCK, CnnlstmBackward, Backward, true)
+CNNLSTM_COMPILE_WAY(CNNLSTM_BLOCK, true)
 
 }  // namespace cnnlstm

@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_BLOCK, CnnlstmForward, Forward, false)
+CNNLSTM_COMPILE_WAY(CNNLSTM_BLOCK, false)
 
 }  // namespace cnnlstm

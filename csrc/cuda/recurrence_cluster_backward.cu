@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_CLUSTER, CnnlstmBackward, Backward, true)
+CNNLSTM_COMPILE_WAY(CNNLSTM_CLUSTER, true)
 
 }  // namespace cnnlstm

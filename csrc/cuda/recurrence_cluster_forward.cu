@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_CLUSTER, CnnlstmForward, Forward, false)
+CNNLSTM_COMPILE_WAY(CNNLSTM_CLUSTER, false)
 
 }  // namespace cnnlstm

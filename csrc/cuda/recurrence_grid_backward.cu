@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_GRID, CnnlstmBackward, Backward, true)
+CNNLSTM_COMPILE_WAY(CNNLSTM_GRID, true)
 
 }  // namespace cnnlstm

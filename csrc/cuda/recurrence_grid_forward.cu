@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_GRID, CnnlstmForward, Forward, false)
+CNNLSTM_COMPILE_WAY(CNNLSTM_GRID, false)
 
 }  // namespace cnnlstm

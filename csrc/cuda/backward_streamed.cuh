@@ -1,0 +1,91 @@
+// The recurrence of one layer, backward, where W_hh is read anew in every step (streamed.cuh):
+// forward_streamed.cuh's mirror.
+#pragma once
+
+#include "cuda/backward.cuh"
+#include "cuda/cell.cuh"
+#include "cuda/streamed.cuh"
+
+namespace cnnlstm {
+
+template <class Number_>
+struct BackwardStreamed {
+  using Number = Number_;
+  using T = typename Number::Stored;
+  using Arguments = BackwardArguments;
+  static constexpr int kThreads = most_threads(Number::kNumber);
+  static constexpr bool kCluster = false;
+
+  template <class F>
+  static void each_array(const Arguments& arguments, F f) {
+    each_array_of<T>(arguments.pass, f);
+    each_array_of_launch(arguments, f);
+  }
+
+  CNNLSTM_DEVICE static void run(const Arguments& arguments) {
+    const CnnlstmBackward& pass = arguments.pass;
+    const Layout& layout = arguments.layout;
+    const int direction = device::block_z();
+    const Rows rows(pass.rows, direction);
+    // As in the forward pass.
+    const auto cell = [&] {
+      const int thread = device::anew(device::thread());
+      return streamed_cell(thread / 32, thread % 32, layout.groups);
+    };
+    const auto unit = [&] {
+      const StreamedCell own = cell();
+      return (device::anew(device::block_x()) * layout.groups + own.group) * kGroup + own.unit;
+    };
+    const auto sequence = [&] {
+      return arguments.tiles.tile() * layout.batch * kSequences + cell().sequence;
+    };
+    const auto owner = [&] {
+      return device::anew(device::thread()) / 32 < streamed_owners(layout.groups, layout.batch);
+    };
+    const auto own = [&] { return BackwardRows<T>(pass, device::anew(direction), unit()); };
+
+    const StreamedProduct<Number, true> product(layout, arguments.tiles, arguments.packed, rows.B);
+    product.start();
+
+    const bool exists = owner() && unit() < pass.H && sequence() < rows.B;
+    const int length = exists ? rows.length(sequence()) : -1;
+    // Gradients of the states; where `takes`, dh comes out of the next product.
+    float dh = exists ? device::to_float(own().optional(pass.grad_h_n, own().state(sequence()))) : 0;
+    float dc = exists ? device::to_float(own().optional(pass.grad_c_n, own().state(sequence()))) : 0;
+    bool takes = false;
+    // Tile n holds the gate gradients of the step that comes before the n-th here; h0 comes after the last.
+    CNNLSTM_NO_UNROLL
+    for (int n = 0; n <= rows.T; ++n) {
+      const int s = rows.T - 1 - n;
+      const auto row = [&] { return int64_t{rows.first(s)} + sequence(); };
+      StepBack<T> step = {};
+      if (rows.active(s, length))  // under way while the product is made
+        step = own().load(row(), rows.active(s - 1, length) ? int64_t{rows.first(s - 1)} + sequence() : -1,
+                          sequence());
+      if (n > 0) product.multiply(n);
+      if (takes) dh = product.sum(cell(), 0);
+      if (s < 0 || !owner()) continue;
+      const bool active = rows.active(s, length), kept = rows.kept(s, sequence(), active);
+      Quad<T> gradients = quad<T>(0, 0, 0, 0);
+      if (active) {
+        if (pass.grad_cells != nullptr) dc += own().of_cells(row());
+        gradients = retreat<Number>(step, kept, dh, dc);
+        dh = 0;
+      }
+      takes = kept;
+      if (sequence() < rows.B) {
+        T factors[4];
+        CNNLSTM_UNROLL
+        for (int gate = 0; gate < 4; ++gate) factors[gate] = Number::factor(gradients.value[gate]);
+        product.publish(n + 1, cell().sequence, unit(), factors);
+      }
+      if (active || (rows.padded() && length >= 0)) own().store(row(), gradients);
+    }
+
+    if (length < 0) return;
+    device::store(static_cast<T*>(pass.grad_h0) + own().state(sequence()), device::from_float<T>(dh));
+    device::store(static_cast<T*>(pass.grad_c0) + own().state(sequence()), device::from_float<T>(dc));
+  }
+};
+
+}  // namespace cnnlstm

@@ -1,0 +1,130 @@
+// The recurrence of one layer, forward, where W_hh is read anew in every step (streamed.cuh), both directions
+// in one launch.
+//
+// Blocks (unit block, batch tile, direction). A lane has one cell, and keeps its c and h.
+#pragma once
+
+#include "cuda/cell.cuh"
+#include "cuda/forward.cuh"
+#include "cuda/streamed.cuh"
+
+namespace cnnlstm {
+
+template <class Number_>
+struct ForwardStreamed {
+  using Number = Number_;
+  using T = typename Number::Stored;
+  using Arguments = ForwardArguments;
+  static constexpr int kThreads = most_threads(Number::kNumber);
+  static constexpr bool kCluster = false;
+
+  template <class F>
+  static void each_array(const Arguments& arguments, F f) {
+    each_array_of<T>(arguments.pass, f);
+    each_array_of_launch(arguments, f);
+  }
+
+  CNNLSTM_DEVICE static void run(const Arguments& arguments) {
+    const CnnlstmForward& pass = arguments.pass;
+    const Layout& layout = arguments.layout;
+    const int H = static_cast<int>(pass.H), direction = device::block_z();
+    const Rows rows(pass.rows, direction);
+    // The lane's cell, worked out anew wherever it is asked for: what a lane keeps while a product is made
+    // takes registers from it.
+    const auto cell = [&] {
+      const int thread = device::anew(device::thread());
+      return streamed_cell(thread / 32, thread % 32, layout.groups);
+    };
+    const auto unit = [&] {
+      const StreamedCell own = cell();
+      return (device::anew(device::block_x()) * layout.groups + own.group) * kGroup + own.unit;
+    };
+    const auto sequence = [&] {
+      return arguments.tiles.tile() * layout.batch * kSequences + cell().sequence;
+    };
+    const auto owner = [&] {
+      return device::anew(device::thread()) / 32 < streamed_owners(layout.groups, layout.batch);
+    };
+
+    const StreamedProduct<Number, false> product(layout, arguments.tiles, arguments.packed, rows.B);
+    product.start();
+
+    const int begin = static_cast<int>(pass.begin), end = static_cast<int>(pass.end);
+    const bool exists = owner() && unit() < H && sequence() < rows.B;
+    const auto state = [&] { return (int64_t{device::anew(direction)} * rows.B + sequence()) * H + unit(); };
+    // Nobody else reads what a lane puts here.
+    const auto own_state = [&] {
+      return reinterpret_cast<StreamedState*>(device::shared_memory() + layout.ring_at) +
+             device::anew(device::thread());
+    };
+    if (owner()) {
+      const T h =
+          exists ? device::load(static_cast<const T*>(pass.h_in) + state()) : device::from_float<T>(0);
+      device::store_shared(&own_state()->c, exists ? load_cell<T>(pass.c_in, pass.c_in_float, state()) : 0);
+      device::store_shared(&own_state()->h, device::to_float(h));
+      device::store_shared(&own_state()->length, exists ? rows.length(sequence()) : -1);
+    }
+    const auto length = [&] { return owner() ? device::load_shared(&own_state()->length) : -1; };
+    const auto bias = [&] {
+      const StreamedCell own = cell();
+      return reinterpret_cast<float4*>(device::shared_memory() + layout.bias_at) + own.group * kGroup +
+             own.unit;
+    };
+    if (owner() && cell().sequence == 0) device::store_shared(bias(), load_bias<T>(pass, direction, unit()));
+
+    const auto publish = [&](int n) {
+      const int own_unit = unit(), own_sequence = cell().sequence;
+      const float h = device::load_shared(&own_state()->h);
+      const bool there = sequence() < rows.B;
+      if constexpr (sizeof(T) == 4) {
+        const T own[1] = {Number::factor(device::from_float<T>(h))};
+        if (there) product.publish(n, own_sequence, own_unit, own);
+      } else {  // two units to a word: the next one is four lanes away
+        const float next = device::shuffle_xor(h, 4);
+        const T both[2] = {device::from_float<T>(h), device::from_float<T>(next)};
+        if (there && own_unit % 2 == 0) product.publish(n, own_sequence, own_unit, both);
+      }
+    };
+    if (owner()) publish(1);
+    CNNLSTM_NO_UNROLL
+    for (int n = 1; n <= end - begin; ++n) {
+      const auto row = [&] { return int64_t{rows.first(begin + n - 1)} + sequence(); };
+      const auto active = [&] { return rows.active(begin + n - 1, length()); };
+      if (active()) {  // under way while the product is made
+        const int d = device::anew(direction);
+        device::copy_async(
+            own_state()->gate_inputs,
+            pass.gate_inputs[d] + (row() - pass.first_row[d]) * pass.gate_inputs_stride + 4 * unit(), true);
+      }
+      device::copy_commit();
+      product.multiply(n);
+      device::copy_wait<0>();
+      if (!owner()) continue;
+      typename Cell<Number>::State now = {};
+      if (active()) {
+        const bool kept = rows.kept(begin + n - 1, sequence(), true);
+        StreamedState* const own = own_state();
+        const float4 x = device::load_shared(reinterpret_cast<const float4*>(own->gate_inputs)),
+                     b = device::load_shared(bias());
+        float a[4] = {b.x + x.x, b.y + x.y, b.z + x.z, b.w + x.w};
+        CNNLSTM_UNROLL
+        for (int gate = 0; gate < 4; ++gate)
+          if (kept) a[gate] += product.sum(cell(), gate);
+        now = Cell<Number>::forward(a[0], a[1], a[2], a[3], kept ? device::load_shared(&own->c) : 0);
+        device::store_shared(&own->c, now.c);
+        device::store_shared(&own->h, device::to_float(device::from_float<T>(now.h)));
+      }
+      if (begin + n < end) publish(n + 1);
+      if (length() >= 0 && (active() || rows.padded()))
+        ForwardResults<Number>(pass, device::anew(direction))
+            .store(row(), unit(), active(), now, device::from_float<T>(now.h));
+    }
+
+    if (length() < 0) return;
+    device::store(static_cast<T*>(pass.h_out) + state(),
+                  device::from_float<T>(device::load_shared(&own_state()->h)));
+    store_cell<T>(pass.c_out, pass.c_out_float, state(), device::load_shared(&own_state()->c));
+  }
+};
+
+}  // namespace cnnlstm

@@ -1,0 +1,7 @@
+#include "cuda/recurrence.cuh"
+
+namespace cnnlstm {
+
+CNNLSTM_COMPILE_WAY(CNNLSTM_STREAM, true)
+
+}  // namespace cnnlstm
