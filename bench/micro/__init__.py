@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+import torch
 
 from cnnlstm_fast import _native
 
@@ -16,13 +19,14 @@ NUMBERS = {"piece_float32": 0, "piece_tf32": 1, "piece_16": 2}  # of CnnlstmNumb
 SMALL, LARGE = 1, 8
 
 
-def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings) -> dict[str, float]:
+def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings, issue: float) -> dict[str, float]:
     """All of CnnlstmCosts (csrc/cuda/plan.h, which tells what each is) of the current GPU.
 
     Args:
         native: the module ``_C``.
         gpu: the facts of the GPU, as ``_C.cuda_gpu`` gives them.
         ceilings: measured on it, for the rates of a library's products.
+        issue: see :func:`issue_time`.
     """
     barrier = native.cuda_block_barrier(threads=512)
     multiprocessors, largest = gpu["multiprocessors"], gpu["largest_cluster"]
@@ -51,7 +55,22 @@ def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings) -> dict[str, flo
         "gemm_16": 1e-9 * ceilings.gemm_bf16,
         "gemm_float32": 1e-9 * ceilings.gemm_f32,
         "launch": native.micro_launch(),
+        "issue": issue,
     }
+
+
+def issue_time() -> float:
+    """Nanoseconds that the CPU takes to hand over a product of PyTorch's, one so small that the GPU keeps up: the best
+    of a few hundred in a row, fewer than the GPU's queue holds."""
+    products, found = 300, float("inf")
+    a, out = (torch.zeros(16, 16, device="cuda") for _ in range(2))
+    for _ in range(8):
+        torch.cuda.synchronize()
+        start = time.perf_counter_ns()
+        for _ in range(products):
+            torch.mm(a, a, out=out)
+        found = min(found, (time.perf_counter_ns() - start) / products)
+    return found
 
 
 def sweeps(native: Any, gpu: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from cnnlstm_fast import _native
 
 from .. import ceilings, environment
 from ..record import write_whole
-from . import costs, missing, row, sweeps
+from . import costs, issue_time, missing, row, sweeps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     native = _native._C
     assert native is not None
     name, gpu = native.cuda_devices()[0]["name"], native.cuda_gpu(0)
-    found = costs(native, gpu, ceilings.measure("cuda:0"))
+    found = costs(native, gpu, ceilings.measure("cuda:0"), issue_time())
     # the names and their order are the table's
     found = {cost: found[cost] for cost in gpu["costs"]}
     document = {

@@ -36,6 +36,7 @@ constexpr std::pair<const char*, double CnnlstmCosts::*> kCosts[] = {
     {"gemm_16", &CnnlstmCosts::gemm_16},
     {"gemm_float32", &CnnlstmCosts::gemm_float32},
     {"launch", &CnnlstmCosts::launch},
+    {"issue", &CnnlstmCosts::issue},
 };
 static_assert(sizeof(CnnlstmCosts) == std::size(kCosts) * sizeof(double), "every cost has a name");
 

@@ -63,6 +63,7 @@ CnnlstmCosts guessed(const Family& family) {
   costs.gemm_16 = family.gemm_16;
   costs.gemm_float32 = family.gemm_float32;
   costs.launch = 2000;
+  costs.issue = 5000;
   return costs;
 }
 

@@ -103,6 +103,7 @@ std::vector<CnnlstmPlan> fitting(const Pass& pass) {
 struct Work {
   double product, cells, exchange, rows;  // what keeps the parts of an SM busy
   double waiting;                         // latencies that nothing hides
+  double issue;                           // what keeps the CPU busy
   int64_t rounds;                         // of as many tiles as run at once
 };
 
@@ -213,6 +214,7 @@ Work by_step(const Pass& pass) {
   work.cells = cells * special_functions(pass) * costs.special / pass.gpu.multiprocessors;
   work.rows = cells * row_bytes(pass) / costs.memory + cells * 8 * sums / costs.l2;
   work.waiting = (pass.D + 1) * costs.launch;  // a product for each direction, and the cells
+  work.issue = pass.D * costs.issue + costs.launch;
   return work;
 }
 
@@ -227,13 +229,13 @@ Work work_of(const Pass& pass, const CnnlstmPlan& plan) {
   }
 }
 
-// Rows come and go beside all else, which happens one after the other.
+// Rows come and go beside all else, which happens one after the other; the CPU is ahead of the GPU.
 double seconds(const Work& work) {
-  return 1e-9 * work.rounds * std::max(work.waiting + work.product + work.cells + work.exchange, work.rows);
+  return 1e-9 * work.rounds * std::max({work.waiting + work.product + work.cells + work.exchange, work.rows, work.issue});
 }
 
 double floor_seconds(const Work& work) {
-  return 1e-9 * work.rounds * std::max({work.waiting, work.product, work.cells, work.exchange, work.rows});
+  return 1e-9 * work.rounds * std::max({work.waiting, work.product, work.cells, work.exchange, work.rows, work.issue});
 }
 
 }  // namespace

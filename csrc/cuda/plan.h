@@ -36,6 +36,7 @@ typedef struct {
   double l2, memory;  // bytes all of them read together
   double gemm_16, gemm_float32;  // floating-point operations of a library's large products
   double launch;                 // from the end of a kernel to the end of an empty one behind it
+  double issue;                  // that the CPU takes to hand over a product of a library's
 } CnnlstmCosts;
 
 // The facts of a GPU that a plan depends on.
