@@ -97,7 +97,9 @@ def test_other_plans_of_a_way(way: str, nth: int) -> None:
 
 @pytest.mark.parametrize("number", ["float32", "bfloat16"])
 @pytest.mark.parametrize("nth", range(6))
-@pytest.mark.parametrize("case", [Case(T=4, B=21, I=5, H=100, kind="lengths+reset"), Case(T=3, B=35, I=5, H=150)])
+@pytest.mark.parametrize(
+    "case", [Case(T=4, B=21, I=5, H=100, kind="lengths+reset"), Case(T=3, B=35, I=5, H=150)]
+)
 def test_turns_and_batches_of_a_stream(case: Case, nth: int, number: str) -> None:
     """From blocks of one group, which read all of k at once for 32 sequences, to those of eight: other sizes of a turn,
     a last one that is not full, and tiles of 8 to 32 sequences, the last of them not full either."""

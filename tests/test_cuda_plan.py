@@ -258,10 +258,10 @@ def test_a_later_architecture_has_the_costs_of_the_latest_known_one() -> None:
 def test_a_plan_in_words() -> None:
     x = torch.zeros(5, 16, 8, dtype=torch.bfloat16)
 
-    def words(H: int, **facts: Any) -> str:
+    def words(H: int, registers: Any = None, **facts: Any) -> str:
         weights = [torch.zeros(4 * H, k, dtype=torch.bfloat16) for k in (8, H)]
         spec = spec_of(x, None, weights, bias=False)._replace(device="cuda", **facts)
-        return cuda_plan.describe(spec, GPUS["H100"])
+        return cuda_plan.describe(spec, GPUS["H100"], registers)
 
     found = words(256, grad=False)
     p = plan("H100", 256, 16)
@@ -271,6 +271,18 @@ def test_a_plan_in_words() -> None:
     assert "64 registers of weights" in found and "guessed costs" in found and "backward" not in found
     assert f"{1e6 * p['step_seconds']:.2f} us a step expected" in found
     assert "; backward: " in words(256, grad=True)
+    asked = []
+
+    def registers(*what: Any) -> int:
+        asked.append(what[1:])
+        return 117 + len(asked)
+
+    told = words(256, registers=registers, grad=True)
+    assert told.count("118 registers, among them 64") == told.count("119 registers, among them 64") == 1
+    assert asked == [(backward, "bfloat16", 256, 16, 1) for backward in (False, True)]
+    assert "blocks of one grid for 16 sequences, which read the weights in every step" in words(
+        1536, grad=False
+    )
     assert words(64, grad=False).startswith("forward: one block for 8 sequences")
     assert words(4096, grad=False, B=None).startswith(
         "forward: a product of a library's and a kernel for the cells"

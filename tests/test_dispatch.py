@@ -112,10 +112,11 @@ def test_the_plan_of_the_cuda_kernels_is_told(grad: bool, table, monkeypatch: py
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU that nobody has")
     monkeypatch.setattr(cuda, "_gpu", lambda index: gpu)
+    monkeypatch.setattr(_native._C, "cuda_registers", lambda *_: 118, raising=False)
     table(replace(BACKENDS["cuda"], supports=lambda spec: None), BACKENDS["aten"])
     spec = SPEC._replace(device="cuda", grad=grad)
-    plan = cuda_plan.describe(spec, gpu)
-    assert ("backward: " in plan) == grad
+    plan = cuda_plan.describe(spec, gpu, _native._C.cuda_registers)
+    assert ("backward: " in plan) == grad and "118 registers" in plan
     (named,) = explained("cuda", spec)
     passed_over = explained("auto", spec)[1]
     assert passed_over.startswith("rejected: cuda: nothing is known of its speed")

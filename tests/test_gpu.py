@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -56,11 +57,13 @@ WAYS = [
     Way("triton", "grid", 30, 5, 400),
     Way("triton", "stream", 6, 5, 1280),
     Way("triton", "stream", 6, 150, 2048),
-    # A block alone, blocks that wait for each other through shared and through global memory, a launch for every step.
+    # A block alone, blocks that wait for each other through shared and through global memory, those that also read the
+    # weights in every step, a launch for every step.
     Way("cuda", "block", 30, 5, 64),
     Way("cuda", "cluster", 30, 40, 256),
     Way("cuda", "grid", 30, 5, 600),
-    Way("cuda", "step", 6, 5, 2080),
+    Way("cuda", "stream", 6, 1, 1280),
+    Way("cuda", "step", 6, 5, 3072),
 ]
 
 
@@ -123,6 +126,13 @@ def planned(way: Way, backward: bool) -> str:
 
 def test_the_plan_is_the_one_meant(way: Way) -> None:
     assert [planned(way, backward) for backward in (False, True)] == [way.name, way.name]
+
+
+def test_explain_tells_what_a_kernel_takes() -> None:
+    require_backend("cuda")
+    made, x = layer(of("cuda", "block"))
+    told = re.search(r"(\d+) threads a block with (\d+) registers, among them", cnnlstm_fast.explain(made, x))
+    assert told is not None and 64 < int(told[2]) <= 255 and int(told[1]) * int(told[2]) <= 65536
 
 
 def test_every_run_gives_the_same_bits(way: Way) -> None:

@@ -82,7 +82,10 @@ def _pace(spec: LSTMSpec) -> Pace | None:
 
 
 def _plan(spec: LSTMSpec) -> str | None:
-    return None if spec.device == "cpu" else describe(spec, _gpu(torch.cuda.current_device()))
+    if spec.device == "cpu":
+        return None
+    assert _native._C is not None
+    return describe(spec, _gpu(torch.cuda.current_device()), _native._C.cuda_registers)
 
 
 @cache

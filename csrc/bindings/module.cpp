@@ -19,6 +19,7 @@
 #include "cuda/ceilings.h"
 #include "cuda/facts.h"
 #include "cuda/micro.h"
+#include "cuda/recurrence.h"
 #endif
 #ifdef __linux__
 #include <sched.h>
@@ -139,6 +140,17 @@ py::dict cuda_gpu(int index) {
   return as_dict(gpu);
 }
 
+int cuda_registers(const py::dict& gpu, bool backward, const std::string& number_name, int64_t H, int64_t B,
+                   int D) {
+  const int number = as_number(number_name);
+  const CnnlstmPlan plan = plan_of(gpu, backward, number, H, B, D);
+  int registers = 0;
+  std::array<char, 512> message{};
+  if (cnnlstm_registers(backward, number, &plan, &registers, message.data(), message.size()) != 0)
+    throw std::runtime_error(message.data());
+  return registers;
+}
+
 // A function of cuda/ceilings.h or micro.h, whose error becomes an exception.
 template <typename... Arguments>
 auto ceiling(auto* measure) {
@@ -179,6 +191,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_grid_barrier", ceiling<int>(&cnnlstm_cuda_grid_barrier), py::arg("rounds") = 20000, release,
         "Nanoseconds of a barrier, through global memory, among one block for each multiprocessor.");
   m.def("cuda_gpu", &cuda_gpu, py::arg("index"), "The facts of a GPU that a plan depends on.");
+  m.def(
+      "cuda_registers", &cuda_registers, py::arg("gpu"), py::arg("backward"), py::arg("number"), py::arg("H"),
+      py::arg("B"), py::arg("D"),
+      "Registers of a thread of the kernel that a plan's pass launches on the current GPU. Arguments: those "
+      "of plan.");
   // Of the current GPU, as cuda/micro.h says.
   m.def("micro_piece", ceiling<int, int>(&cnnlstm_micro_piece), py::arg("number"), py::arg("rounds") = 20000,
         release);

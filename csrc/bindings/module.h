@@ -3,7 +3,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "cuda/plan.h"
 
 void bind_plan(pybind11::module_& m);
 pybind11::dict as_dict(const CnnlstmGpu& gpu);
+int as_number(const std::string& name);  // of CnnlstmNumber
+// Of cnnlstm_plan; `gpu`: of as_dict.
+CnnlstmPlan plan_of(const pybind11::dict& gpu, bool backward, int number, int64_t H, int64_t B, int D);

@@ -59,13 +59,6 @@ CnnlstmGpu as_gpu(const py::dict& facts) {
   return gpu;
 }
 
-int as_number(const std::string& name) {
-  const char* const names[] = {"float32", "tf32", "bfloat16", "float16"};  // of CnnlstmNumber
-  for (int number = 0; number < 4; ++number)
-    if (name == names[number]) return number;
-  throw std::invalid_argument("number: expected float32, tf32, bfloat16 or float16, got '" + name + "'");
-}
-
 const char* way_name(int way) {
   const char* const names[] = {"block", "cluster", "grid", "stream", "step"};  // of CnnlstmWay
   return names[way];
@@ -76,11 +69,7 @@ std::vector<py::dict> plans(const py::dict& facts, bool backward, const std::str
                             int64_t B, int D, bool all) {
   const CnnlstmGpu gpu = as_gpu(facts);
   const int number = as_number(number_name);
-  std::vector<CnnlstmPlan> found(1);
-  int count = cnnlstm_plan(&gpu, backward, number, H, B, D, found.data());
-  if (count < 0)
-    throw std::invalid_argument("H, B, D: expected sizes from 1 on, and 1 or 2 directions, got " +
-                                std::to_string(H) + ", " + std::to_string(B) + ", " + std::to_string(D));
+  std::vector<CnnlstmPlan> found{plan_of(facts, backward, number, H, B, D)};
   if (all) {
     found.resize(cnnlstm_plans(&gpu, backward, number, H, B, D, nullptr, 0));
     cnnlstm_plans(&gpu, backward, number, H, B, D, found.data(), static_cast<int>(found.size()));
@@ -108,6 +97,22 @@ std::vector<py::dict> plans(const py::dict& facts, bool backward, const std::str
 }
 
 }  // namespace
+
+int as_number(const std::string& name) {
+  const char* const names[] = {"float32", "tf32", "bfloat16", "float16"};
+  for (int number = 0; number < 4; ++number)
+    if (name == names[number]) return number;
+  throw std::invalid_argument("number: expected float32, tf32, bfloat16 or float16, got '" + name + "'");
+}
+
+CnnlstmPlan plan_of(const py::dict& gpu, bool backward, int number, int64_t H, int64_t B, int D) {
+  const CnnlstmGpu facts = as_gpu(gpu);
+  CnnlstmPlan plan;
+  if (cnnlstm_plan(&facts, backward, number, H, B, D, &plan) != 0)
+    throw std::invalid_argument("H, B, D: expected sizes from 1 on, and 1 or 2 directions, got " +
+                                std::to_string(H) + ", " + std::to_string(B) + ", " + std::to_string(D));
+  return plan;
+}
 
 py::dict as_dict(const CnnlstmGpu& gpu) {
   py::dict facts;

@@ -34,8 +34,8 @@ constexpr int most_threads(int way, int tiles) {
 // The batch tiles of a launch, blocks along y, of which `first` is the first, and the words of all `count` of
 // every direction.
 struct Tiles {
-  uint64_t* words;  // of a grid (D, count, 2, row words, kSequences), of a stream (D, count, 2, sequences,
-                    // row words)
+  uint64_t* words;    // of a grid (D, count, 2, row words, kSequences), of a stream (D, count, 2, sequences,
+                      // row words)
   int words_of_tile;  // in a direction
   int first, count;
 

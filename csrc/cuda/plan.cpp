@@ -231,11 +231,13 @@ Work work_of(const Pass& pass, const CnnlstmPlan& plan) {
 
 // Rows come and go beside all else, which happens one after the other; the CPU is ahead of the GPU.
 double seconds(const Work& work) {
-  return 1e-9 * work.rounds * std::max({work.waiting + work.product + work.cells + work.exchange, work.rows, work.issue});
+  return 1e-9 * work.rounds *
+         std::max({work.waiting + work.product + work.cells + work.exchange, work.rows, work.issue});
 }
 
 double floor_seconds(const Work& work) {
-  return 1e-9 * work.rounds * std::max({work.waiting, work.product, work.cells, work.exchange, work.rows, work.issue});
+  return 1e-9 * work.rounds *
+         std::max({work.waiting, work.product, work.cells, work.exchange, work.rows, work.issue});
 }
 
 }  // namespace
