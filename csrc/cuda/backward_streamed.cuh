@@ -27,45 +27,32 @@ struct BackwardStreamed {
     const Layout& layout = arguments.layout;
     const int direction = device::block_z();
     const Rows rows(pass.rows, direction);
-    // As in the forward pass.
-    const auto cell = [&] {
-      const int thread = device::anew(device::thread());
-      return streamed_cell(thread / 32, thread % 32, layout.groups);
-    };
-    const auto unit = [&] {
-      const StreamedCell own = cell();
-      return (device::anew(device::block_x()) * layout.groups + own.group) * kGroup + own.unit;
-    };
-    const auto sequence = [&] {
-      return arguments.tiles.tile() * layout.batch * kSequences + cell().sequence;
-    };
-    const auto owner = [&] {
-      return device::anew(device::thread()) / 32 < streamed_owners(layout.groups, layout.batch);
-    };
-    const auto own = [&] { return BackwardRows<T>(pass, device::anew(direction), unit()); };
+    const StreamedLane lane(layout, arguments.tiles);
+    const auto own = [&] { return BackwardRows<T>(pass, device::anew(direction), lane.unit()); };
 
     const StreamedProduct<Number, true> product(layout, arguments.tiles, arguments.packed, rows.B);
     product.start();
 
-    const bool exists = owner() && unit() < pass.H && sequence() < rows.B;
-    const int length = exists ? rows.length(sequence()) : -1;
+    const bool exists = lane.owner() && lane.unit() < pass.H && lane.sequence() < rows.B;
+    const int length = exists ? rows.length(lane.sequence()) : -1;
     // Gradients of the states; where `takes`, dh comes out of the next product.
-    float dh = exists ? device::to_float(own().optional(pass.grad_h_n, own().state(sequence()))) : 0;
-    float dc = exists ? device::to_float(own().optional(pass.grad_c_n, own().state(sequence()))) : 0;
+    float dh = exists ? device::to_float(own().optional(pass.grad_h_n, own().state(lane.sequence()))) : 0;
+    float dc = exists ? device::to_float(own().optional(pass.grad_c_n, own().state(lane.sequence()))) : 0;
     bool takes = false;
     // Tile n holds the gate gradients of the step that comes before the n-th here; h0 comes after the last.
     CNNLSTM_NO_UNROLL
     for (int n = 0; n <= rows.T; ++n) {
       const int s = rows.T - 1 - n;
-      const auto row = [&] { return int64_t{rows.first(s)} + sequence(); };
+      const auto row = [&] { return int64_t{rows.first(s)} + lane.sequence(); };
       StepBack<T> step = {};
       if (rows.active(s, length))  // under way while the product is made
-        step = own().load(row(), rows.active(s - 1, length) ? int64_t{rows.first(s - 1)} + sequence() : -1,
-                          sequence());
+        step =
+            own().load(row(), rows.active(s - 1, length) ? int64_t{rows.first(s - 1)} + lane.sequence() : -1,
+                       lane.sequence());
       if (n > 0) product.multiply(n);
-      if (takes) dh = product.sum(cell(), 0);
-      if (s < 0 || !owner()) continue;
-      const bool active = rows.active(s, length), kept = rows.kept(s, sequence(), active);
+      if (takes) dh = product.sum(lane.cell(), 0);
+      if (s < 0 || !lane.owner()) continue;
+      const bool active = rows.active(s, length), kept = rows.kept(s, lane.sequence(), active);
       Quad<T> gradients = quad<T>(0, 0, 0, 0);
       if (active) {
         if (pass.grad_cells != nullptr) dc += own().of_cells(row());
@@ -73,18 +60,18 @@ struct BackwardStreamed {
         dh = 0;
       }
       takes = kept;
-      if (sequence() < rows.B) {
+      if (lane.sequence() < rows.B) {
         T factors[4];
         CNNLSTM_UNROLL
         for (int gate = 0; gate < 4; ++gate) factors[gate] = Number::factor(gradients.value[gate]);
-        product.publish(n + 1, cell().sequence, unit(), factors);
+        product.publish(n + 1, lane.cell().sequence, lane.unit(), factors);
       }
       if (active || (rows.padded() && length >= 0)) own().store(row(), gradients);
     }
 
     if (length < 0) return;
-    device::store(static_cast<T*>(pass.grad_h0) + own().state(sequence()), device::from_float<T>(dh));
-    device::store(static_cast<T*>(pass.grad_c0) + own().state(sequence()), device::from_float<T>(dc));
+    device::store(static_cast<T*>(pass.grad_h0) + own().state(lane.sequence()), device::from_float<T>(dh));
+    device::store(static_cast<T*>(pass.grad_c0) + own().state(lane.sequence()), device::from_float<T>(dc));
   }
 };
 

@@ -29,53 +29,40 @@ struct ForwardStreamed {
     const Layout& layout = arguments.layout;
     const int H = static_cast<int>(pass.H), direction = device::block_z();
     const Rows rows(pass.rows, direction);
-    // The lane's cell, worked out anew wherever it is asked for: what a lane keeps while a product is made
-    // takes registers from it.
-    const auto cell = [&] {
-      const int thread = device::anew(device::thread());
-      return streamed_cell(thread / 32, thread % 32, layout.groups);
-    };
-    const auto unit = [&] {
-      const StreamedCell own = cell();
-      return (device::anew(device::block_x()) * layout.groups + own.group) * kGroup + own.unit;
-    };
-    const auto sequence = [&] {
-      return arguments.tiles.tile() * layout.batch * kSequences + cell().sequence;
-    };
-    const auto owner = [&] {
-      return device::anew(device::thread()) / 32 < streamed_owners(layout.groups, layout.batch);
-    };
-
+    const StreamedLane lane(layout, arguments.tiles);
     const StreamedProduct<Number, false> product(layout, arguments.tiles, arguments.packed, rows.B);
     product.start();
 
     const int begin = static_cast<int>(pass.begin), end = static_cast<int>(pass.end);
-    const bool exists = owner() && unit() < H && sequence() < rows.B;
-    const auto state = [&] { return (int64_t{device::anew(direction)} * rows.B + sequence()) * H + unit(); };
+    const bool exists = lane.owner() && lane.unit() < H && lane.sequence() < rows.B;
+    const auto state = [&] {
+      return (int64_t{device::anew(direction)} * rows.B + lane.sequence()) * H + lane.unit();
+    };
     // Nobody else reads what a lane puts here.
     const auto own_state = [&] {
       return reinterpret_cast<StreamedState*>(device::shared_memory() + layout.ring_at) +
              device::anew(device::thread());
     };
-    if (owner()) {
+    if (lane.owner()) {
       const T h =
           exists ? device::load(static_cast<const T*>(pass.h_in) + state()) : device::from_float<T>(0);
       device::store_shared(&own_state()->c, exists ? load_cell<T>(pass.c_in, pass.c_in_float, state()) : 0);
       device::store_shared(&own_state()->h, device::to_float(h));
-      device::store_shared(&own_state()->length, exists ? rows.length(sequence()) : -1);
+      device::store_shared(&own_state()->length, exists ? rows.length(lane.sequence()) : -1);
     }
-    const auto length = [&] { return owner() ? device::load_shared(&own_state()->length) : -1; };
+    const auto length = [&] { return lane.owner() ? device::load_shared(&own_state()->length) : -1; };
     const auto bias = [&] {
-      const StreamedCell own = cell();
+      const StreamedCell own = lane.cell();
       return reinterpret_cast<float4*>(device::shared_memory() + layout.bias_at) + own.group * kGroup +
              own.unit;
     };
-    if (owner() && cell().sequence == 0) device::store_shared(bias(), load_bias<T>(pass, direction, unit()));
+    if (lane.owner() && lane.cell().sequence == 0)
+      device::store_shared(bias(), load_bias<T>(pass, direction, lane.unit()));
 
     const auto publish = [&](int n) {
-      const int own_unit = unit(), own_sequence = cell().sequence;
+      const int own_unit = lane.unit(), own_sequence = lane.cell().sequence;
       const float h = device::load_shared(&own_state()->h);
-      const bool there = sequence() < rows.B;
+      const bool there = lane.sequence() < rows.B;
       if constexpr (sizeof(T) == 4) {
         const T own[1] = {Number::factor(device::from_float<T>(h))};
         if (there) product.publish(n, own_sequence, own_unit, own);
@@ -85,31 +72,32 @@ struct ForwardStreamed {
         if (there && own_unit % 2 == 0) product.publish(n, own_sequence, own_unit, both);
       }
     };
-    if (owner()) publish(1);
+    if (lane.owner()) publish(1);
     CNNLSTM_NO_UNROLL
     for (int n = 1; n <= end - begin; ++n) {
-      const auto row = [&] { return int64_t{rows.first(begin + n - 1)} + sequence(); };
+      const auto row = [&] { return int64_t{rows.first(begin + n - 1)} + lane.sequence(); };
       const auto active = [&] { return rows.active(begin + n - 1, length()); };
       if (active()) {  // under way while the product is made
         const int d = device::anew(direction);
         device::copy_async(
             own_state()->gate_inputs,
-            pass.gate_inputs[d] + (row() - pass.first_row[d]) * pass.gate_inputs_stride + 4 * unit(), true);
+            pass.gate_inputs[d] + (row() - pass.first_row[d]) * pass.gate_inputs_stride + 4 * lane.unit(),
+            true);
       }
       device::copy_commit();
       product.multiply(n);
       device::copy_wait<0>();
-      if (!owner()) continue;
+      if (!lane.owner()) continue;
       typename Cell<Number>::State now = {};
       if (active()) {
-        const bool kept = rows.kept(begin + n - 1, sequence(), true);
+        const bool kept = rows.kept(begin + n - 1, lane.sequence(), true);
         StreamedState* const own = own_state();
         const float4 x = device::load_shared(reinterpret_cast<const float4*>(own->gate_inputs)),
                      b = device::load_shared(bias());
         float a[4] = {b.x + x.x, b.y + x.y, b.z + x.z, b.w + x.w};
         CNNLSTM_UNROLL
         for (int gate = 0; gate < 4; ++gate)
-          if (kept) a[gate] += product.sum(cell(), gate);
+          if (kept) a[gate] += product.sum(lane.cell(), gate);
         now = Cell<Number>::forward(a[0], a[1], a[2], a[3], kept ? device::load_shared(&own->c) : 0);
         device::store_shared(&own->c, now.c);
         device::store_shared(&own->h, device::to_float(device::from_float<T>(now.h)));
@@ -117,7 +105,7 @@ struct ForwardStreamed {
       if (begin + n < end) publish(n + 1);
       if (length() >= 0 && (active() || rows.padded()))
         ForwardResults<Number>(pass, device::anew(direction))
-            .store(row(), unit(), active(), now, device::from_float<T>(now.h));
+            .store(row(), lane.unit(), active(), now, device::from_float<T>(now.h));
     }
 
     if (length() < 0) return;

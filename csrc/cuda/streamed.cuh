@@ -15,6 +15,33 @@
 
 namespace cnnlstm {
 
+// The cell of the calling thread. Like all of this file it is worked out anew wherever it is asked for: what
+// a lane keeps while a product is made takes registers from sums and weights.
+class StreamedLane {
+ public:
+  CNNLSTM_DEVICE StreamedLane(const Layout& layout, const Tiles& tiles) : layout_(layout), tiles_(tiles) {}
+
+  // Whether it has one; a warp has 32 or none.
+  CNNLSTM_DEVICE bool owner() const {
+    return device::anew(device::thread()) / 32 < streamed_owners(layout_.groups, layout_.batch);
+  }
+  CNNLSTM_DEVICE StreamedCell cell() const {
+    const int thread = device::anew(device::thread());
+    return streamed_cell(thread / 32, thread % 32, layout_.groups);
+  }
+  // Of all blocks, those beyond H included.
+  CNNLSTM_DEVICE int unit() const {
+    const StreamedCell own = cell();
+    return (device::anew(device::block_x()) * layout_.groups + own.group) * kGroup + own.unit;
+  }
+  // Of the call, those beyond B included.
+  CNNLSTM_DEVICE int sequence() const { return tiles_.tile() * layout_.batch * kSequences + cell().sequence; }
+
+ private:
+  const Layout& layout_;
+  const Tiles& tiles_;
+};
+
 template <class Number, bool kBackward>
 class StreamedProduct {
   using T = typename Number::Stored;
@@ -94,7 +121,6 @@ class StreamedProduct {
   // So many words of a thread are on their way at once: a load takes longer than all the rest of a turn.
   static constexpr int kAtOnce = 4;
 
-  // All of these are worked out wherever they are asked for: sums and weights take the registers.
   CNNLSTM_DEVICE static int lane() { return device::anew(device::thread()) % 32; }
   CNNLSTM_DEVICE static int warp() { return device::anew(device::thread()) / 32; }
   CNNLSTM_DEVICE static int product_of(int group) { return kBackward ? group / 2 : group; }
