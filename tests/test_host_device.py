@@ -1,4 +1,4 @@
-"""The machine that runs the CUDA kernels on a CPU: csrc/test/host_device_test.cpp, one test at a time."""
+"""The machine that runs the CUDA kernels on a CPU: the tests of csrc/test/host_device_*.cpp, one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "build" / "host" / "host_device_test"
-NAMES = re.findall(r"^TEST\((\w+)\)", (ROOT / "csrc" / "test" / "host_device_test.cpp").read_text(), re.M)
+SOURCES = sorted((ROOT / "csrc" / "test").glob("host_device_*.cpp"))
+NAMES = [name for source in SOURCES for name in re.findall(r"^TEST\((\w+)\)", source.read_text(), re.M)]
 
 pytestmark = pytest.mark.skipif(
     not PROGRAM.exists(), reason="build/host/host_device_test is not there: make test builds it"

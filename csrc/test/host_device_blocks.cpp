@@ -31,9 +31,9 @@ static bool words_go_round() {
   return right;
 }
 
-DEFINE_TEST(words_reach_other_blocks) { expect_found("word lost", words_go_round); }
+TEST(words_reach_other_blocks) { expect_found("word lost", words_go_round); }
 
-DEFINE_TEST(word_that_never_comes) {
+TEST(word_that_never_comes) {
   uint64_t word = 0;
   const auto body = [&] {
     Watch watch;
@@ -95,19 +95,19 @@ static bool sends_go_round(Ring ring = {}) {
   return right;
 }
 
-DEFINE_TEST(sends_reach_other_blocks) {
+TEST(sends_reach_other_blocks) {
   expect_found("send lost", [] { return sends_go_round(); });
 }
 
-DEFINE_TEST(arrivals_count) {
+TEST(arrivals_count) {
   expect_found("arrival lost", [] { return sends_go_round(); });
 }
 
-DEFINE_TEST(bytes_may_come_before_they_are_expected) {
+TEST(bytes_may_come_before_they_are_expected) {
   EXPECT(good_runs([] { return sends_go_round({.expects_first = false}); }) == 40);
 }
 
-DEFINE_TEST(send_to_a_block_that_has_ended) {
+TEST(send_to_a_block_that_has_ended) {
   expect_error("which has ended", cluster_of(2, 32, 32), {}, [] {
     if (thread() == 0) arrivals_init(shared_at<uint64_t>(16), 1);
     cluster_barrier();
@@ -115,7 +115,7 @@ DEFINE_TEST(send_to_a_block_that_has_ended) {
   });
 }
 
-DEFINE_TEST(mbarrier_rules) {
+TEST(mbarrier_rules) {
   const LaunchShape shape = cluster_of(2, 1, 32);
   const auto barrier = [] { return shared_at<uint64_t>(16); };
   expect_error("before that is initialised", shape, {}, [&] { arrive(barrier()); });
@@ -159,7 +159,7 @@ DEFINE_TEST(mbarrier_rules) {
 }
 
 // Clusters do not run at the same time, though their blocks do.
-DEFINE_TEST(clusters_come_one_by_one) {
+TEST(clusters_come_one_by_one) {
   std::vector<int> order;
   run({2, 3, 1, 1, 0, true, false}, {}, [&] {
     cluster_barrier();

@@ -48,12 +48,12 @@ static void expect_conversions(int finite) {
   EXPECT(from_float<T>(3.4e38f).bits == finite);
 }
 
-DEFINE_TEST(conversions_round_to_nearest_even) {
+TEST(conversions_round_to_nearest_even) {
   expect_conversions<fp16>(0x7c00);
   expect_conversions<bf16>(0x7f80);
 }
 
-DEFINE_TEST(approximations) {
+TEST(approximations) {
   EXPECT(round_tf32(1 + 0x1p-11f) == 1 + 0x1p-10f);  // a tie, away from zero
   EXPECT(round_tf32(-1 - 0x1p-11f) == -1 - 0x1p-10f);
   EXPECT(round_tf32(1 + 0x1p-12f) == 1);
@@ -68,7 +68,7 @@ DEFINE_TEST(approximations) {
 
 // ---- warps ----
 
-DEFINE_TEST(shuffle_xor_exchanges) {
+TEST(shuffle_xor_exchanges) {
   for (const int mask : {1, 2, 5, 16, 31}) {
     run(shape_of(1, 64), {},
         [&] { EXPECT(shuffle_xor(static_cast<float>(thread()), mask) == (thread() ^ mask)); });
@@ -95,7 +95,7 @@ static bool matrices_are_right() {
   return right;
 }
 
-DEFINE_TEST(load_matrices_distributes_rows) { expect_found("matrices swapped", matrices_are_right); }
+TEST(load_matrices_distributes_rows) { expect_found("matrices swapped", matrices_are_right); }
 
 template <class T>
 static uint32_t packed(const std::function<double(int)>& element, int k) {
@@ -135,13 +135,13 @@ static void expect_product() {
   });
 }
 
-DEFINE_TEST(mma_multiplies) {
+TEST(mma_multiplies) {
   expect_product<bf16>();
   expect_product<fp16>();
   expect_product<float>();
 }
 
-DEFINE_TEST(mma_cuts_to_tf32) {
+TEST(mma_cuts_to_tf32) {
   run(shape_of(1, 32), {}, [] {
     const uint32_t fine = std::bit_cast<uint32_t>(1 + 0x1p-11f),
                    coarse = std::bit_cast<uint32_t>(1 + 0x1p-10f);
@@ -153,7 +153,7 @@ DEFINE_TEST(mma_cuts_to_tf32) {
   });
 }
 
-DEFINE_TEST(lanes_that_do_different_things) {
+TEST(lanes_that_do_different_things) {
   expect_error("while thread", shape_of(1, 32), {}, [] {
     if (thread() == 7) return warp_barrier();
     shuffle_xor(0, 1);

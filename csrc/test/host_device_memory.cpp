@@ -10,7 +10,7 @@ namespace cnnlstm::device_test {
 
 // ---- memory ----
 
-DEFINE_TEST(shared_memory_begins_as_nan) {
+TEST(shared_memory_begins_as_nan) {
   run(shape_of(2, 8, 64), {}, [] {
     EXPECT(reinterpret_cast<uintptr_t>(shared_memory()) % 16 == 0);
     for (int i = 0; i < 2; ++i) EXPECT(std::isnan(load_shared(shared_at<float>(0) + 8 * i + thread())));
@@ -19,7 +19,7 @@ DEFINE_TEST(shared_memory_begins_as_nan) {
   });
 }
 
-DEFINE_TEST(shared_memory_has_bounds) {
+TEST(shared_memory_has_bounds) {
   const auto at = [](size_t byte) { return [=] { load_shared(shared_at<float>(byte)); }; };
   run(shape_of(3, 1, 100), {}, at(96));
   expect_error("thread 0 of block (0, 0, 0): it reads 4 bytes at byte 100 of 100 bytes of shared memory",
@@ -37,7 +37,7 @@ DEFINE_TEST(shared_memory_has_bounds) {
                [] { send(shared_memory() + 16, make_uint4(0, 0, 0, 0), shared_at<uint64_t>(0), 1); });
 }
 
-DEFINE_TEST(global_memory_has_bounds) {
+TEST(global_memory_has_bounds) {
   alignas(16) float memory[64] = {};
   float* const numbers = memory + 16;
   const std::span<float> array(numbers, 16), other(memory + 40, 8);
@@ -56,7 +56,7 @@ DEFINE_TEST(global_memory_has_bounds) {
                shape_of(1, 1), {array}, [&] { load(reinterpret_cast<const float4*>(numbers + 1)); });
 }
 
-DEFINE_TEST(clear_fills_with_zeros) {
+TEST(clear_fills_with_zeros) {
   std::vector<float> numbers(5, 1.0f);
   clear(numbers.data(), 16, nullptr);
   EXPECT(numbers == (std::vector<float>{0, 0, 0, 0, 1}));
@@ -88,9 +88,9 @@ static bool copies_arrive() {
   return right;
 }
 
-DEFINE_TEST(copies_arrive_when_waited_for) { expect_found("copy wait", copies_arrive); }
+TEST(copies_arrive_when_waited_for) { expect_found("copy wait", copies_arrive); }
 
-DEFINE_TEST(copies_poison_what_they_go_to) {
+TEST(copies_poison_what_they_go_to) {
   alignas(16) float source[4] = {1, 2, 3, 4};
   cnnlstm_host_seed(0, 0);
   run(shape_of(1, 1, 16), {std::span<const float>(source)}, [&] {
@@ -115,7 +115,7 @@ DEFINE_TEST(copies_poison_what_they_go_to) {
   EXPECT(early > 0 && early < 40);
 }
 
-DEFINE_TEST(copies_have_bounds) {
+TEST(copies_have_bounds) {
   alignas(16) float source[8] = {};
   const Arrays arrays = {std::span<const float>(source)};
   const auto copy = [&](int to, int from, bool exists) {

@@ -17,18 +17,20 @@ namespace cnnlstm::device_test {
 
 using namespace device;
 
-// How many tests there are, for host_device_test.cpp to see that its list has all of them.
-inline int defined_tests = 0;
+struct Test {
+  const char* name;
+  void (*body)();
+};
+inline std::vector<Test> tests;
 
-struct Defined {
-  Defined() { ++defined_tests; }
+struct Registered {
+  Registered(const char* name, void (*body)()) { tests.push_back({name, body}); }
 };
 
-// The body of a test, which host_device_test.cpp names.
-#define DEFINE_TEST(name)       \
-  void name();                  \
-  const Defined name##_defined; \
-  void name()
+#define TEST(name)                                  \
+  static void name();                               \
+  static const Registered name##_test(#name, name); \
+  static void name()
 
 struct Failed : std::runtime_error {
   using std::runtime_error::runtime_error;

@@ -8,7 +8,7 @@
 
 namespace cnnlstm::device_test {
 
-DEFINE_TEST(every_thread_of_every_block_runs_once) {
+TEST(every_thread_of_every_block_runs_once) {
   std::set<std::vector<int>> seen;
   int visits = 0;
   run({3, 4, 2, 33, 0, false, false}, {}, [&] {
@@ -34,23 +34,23 @@ static bool rotates(bool with_barrier) {
   return right;
 }
 
-DEFINE_TEST(block_barrier_holds) {
+TEST(block_barrier_holds) {
   expect_found("block barrier", [] { return rotates(true); });
 }
 
-DEFINE_TEST(missing_block_barrier_is_found) {
+TEST(missing_block_barrier_is_found) {
   EXPECT(good_runs([] { return rotates(false); }) == 0);
 }
 
 // Without extra switches and with many, the result is the same.
-DEFINE_TEST(right_at_any_rate_of_switching) {
+TEST(right_at_any_rate_of_switching) {
   for (const double switching : {0.0, 0.001, 0.5, 1.0}) {
     cnnlstm_host_seed(7, switching);
     EXPECT(rotates(true));
   }
 }
 
-DEFINE_TEST(warp_barrier_holds) {
+TEST(warp_barrier_holds) {
   expect_found("warp barrier", [] {
     bool right = true;
     run(shape_of(1, 64, 256), {}, [&] {
@@ -63,7 +63,7 @@ DEFINE_TEST(warp_barrier_holds) {
 }
 
 // A warp may be a whole step ahead of another, and is so for some seed.
-DEFINE_TEST(warps_drift_apart) {
+TEST(warps_drift_apart) {
   int furthest = 0;
   EXPECT(good_runs([&] {
            int steps[2] = {};
@@ -92,12 +92,12 @@ static std::vector<int> order_of(uint64_t seed) {
   return order;
 }
 
-DEFINE_TEST(a_seed_repeats_a_run) {
+TEST(a_seed_repeats_a_run) {
   EXPECT(order_of(1) == order_of(1));
   EXPECT(order_of(1) != order_of(2));
 }
 
-DEFINE_TEST(many_threads_at_once) {
+TEST(many_threads_at_once) {
   for (int launch = 0; launch < 3; ++launch) {
     int visits = 0;
     run(grid_of(32, 512), {}, [&] {
@@ -108,7 +108,7 @@ DEFINE_TEST(many_threads_at_once) {
   }
 }
 
-DEFINE_TEST(blocks_come_in_any_order_and_one_by_one) {
+TEST(blocks_come_in_any_order_and_one_by_one) {
   std::set<std::vector<int>> orders;
   for (int seed = 0; seed < 20; ++seed) {
     cnnlstm_host_seed(seed, 0.05);
@@ -120,7 +120,7 @@ DEFINE_TEST(blocks_come_in_any_order_and_one_by_one) {
   EXPECT(orders.size() > 5);
 }
 
-DEFINE_TEST(barrier_that_ended_threads_miss) {
+TEST(barrier_that_ended_threads_miss) {
   const auto body = [] {
     if (thread() != 5) block_barrier();
   };
@@ -132,14 +132,14 @@ DEFINE_TEST(barrier_that_ended_threads_miss) {
   });
 }
 
-DEFINE_TEST(barriers_of_two_kinds_at_once) {
+TEST(barriers_of_two_kinds_at_once) {
   expect_error("for ever, as do all threads that have not ended (64)", shape_of(1, 64), {}, [] {
     if (thread() == 0) return warp_barrier();
     block_barrier();
   });
 }
 
-DEFINE_TEST(refused_launches) {
+TEST(refused_launches) {
   expect_error("a launch of 513 threads in a block of a kernel for up to 512", shape_of(1, 513), {}, [] {});
   expect_error("a launch of 300000 bytes of shared memory", shape_of(1, 1, 300000), {}, [] {});
   expect_error("a launch of 17 blocks in a cluster", cluster_of(17, 1, 0), {}, [] {});
