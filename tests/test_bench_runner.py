@@ -363,6 +363,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=Path(__file__).parent.parent,
+        # what a shell starts in the background ignores Ctrl-C, and hands that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdout is not None
     for line in run.stdout:

@@ -214,8 +214,7 @@ struct Backward {
           Quad<T> factors;
           CNNLSTM_UNROLL
           for (int gate = 0; gate < 4; ++gate) factors.value[gate] = Number::factor(gradients[j].value[gate]);
-          Quad<T>* const row = reinterpret_cast<Quad<T>*>(exchange.row(n + 1, column(j)));
-          device::store_shared(row + unit, factors);
+          exchange.put(n + 1, column(j), unit, factors);
         }
         exchange.publish(n + 1);
         const int first = rows.first(s);

@@ -60,12 +60,10 @@ struct BackwardStreamed {
         dh = 0;
       }
       takes = kept;
-      if (lane.sequence() < rows.B) {
-        T factors[4];
-        CNNLSTM_UNROLL
-        for (int gate = 0; gate < 4; ++gate) factors[gate] = Number::factor(gradients.value[gate]);
-        product.publish(n + 1, lane.cell().sequence, lane.unit(), factors);
-      }
+      Quad<T> factors;
+      CNNLSTM_UNROLL
+      for (int gate = 0; gate < 4; ++gate) factors.value[gate] = Number::factor(gradients.value[gate]);
+      product.put(n + 1, lane, factors);
       if (active || (rows.padded() && length >= 0)) own().store(row(), gradients);
     }
 

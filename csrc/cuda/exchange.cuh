@@ -1,12 +1,13 @@
 // How the blocks of a tile come to the whole of what enters a step's product.
 //
-// Tile n is what enters the n-th product of a launch. Every owner lane writes its own numbers into its
-// block's tile, then calls publish(n), and all threads call receive(n) before they multiply tile n:
+// Tile n is what enters the n-th product of a launch. Every owner lane puts its own numbers there, whereupon
+// its warp calls publish(n), and all threads call receive(n) before they multiply tile n:
 //
 //     Block     the tile is the block's own: a barrier is all it takes.
-//     Cluster   every warp sends its slice to the other blocks' tiles; an mbarrier counts the bytes.
-//     Grid      every warp writes its slice to global memory, as words of 4 bytes with the number n beside
-//               them, and every thread reads words until they bear that number: no fence, no flag apart.
+//     Cluster   numbers are put into the block's own tile; every warp sends its slice to the other blocks'
+//               tiles; an mbarrier counts the bytes.
+//     Grid      numbers are put into global memory, as words of 4 bytes with the number n beside them, and
+//               every thread reads words until they bear that number: no fence, no flag apart.
 //
 // Two tiles (in a grid: planes in global memory) take turns. Nobody overwrites what another still reads: a
 // block publishes n+1 only after it has received all of n, and a block's slice of n leaves it only after its
@@ -29,6 +30,14 @@ template <class Number>
 constexpr int most_threads(int way, int tiles) {
   constexpr int kBytes = sizeof(typename Number::Stored);
   return way == CNNLSTM_BLOCK ? 32 * tiles * kPiece / kBytes / kGroup : most_threads(Number::kNumber);
+}
+
+// A word of tile n.
+CNNLSTM_DEVICE uint64_t numbered(int n, uint32_t data) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(n)) << 32 | data;
+}
+CNNLSTM_DEVICE bool bears(uint64_t word, int n) {
+  return static_cast<uint32_t>(word >> 32) == static_cast<uint32_t>(n);
 }
 
 // The batch tiles of a launch, blocks along y, of which `first` is the first, and the words of all `count` of
@@ -54,6 +63,27 @@ void each_array_of_launch(const Arguments& arguments, F f) {
   f(arguments.tiles.words, arguments.tiles.all_words(D));
 }
 
+// Sends what a lane has of its unit in tile n: one number, or those of its four gates. `place(i)`: where word
+// i of the sequence's row lies. All lanes of a warp call it together; those that are not `there` send
+// nothing.
+template <class Value, class Place>
+CNNLSTM_DEVICE void send_words(int n, int unit, const Value& value, bool there, Place place) {
+  if constexpr (sizeof(Value) == 2) {  // two units to a word: the next one is four lanes away (fragments.h)
+    const Value next = device::from_float<Value>(device::shuffle_xor(device::to_float(value), 4));
+    const Value both[2] = {value, next};
+    uint32_t data;
+    __builtin_memcpy(&data, both, sizeof data);
+    if (there && unit % 2 == 0) device::store_word(place(unit / 2), numbered(n, data));
+  } else {
+    constexpr int kWords = sizeof(Value) / 4;
+    uint32_t data[kWords];
+    __builtin_memcpy(data, &value, sizeof data);
+    CNNLSTM_UNROLL
+    for (int w = 0; w < kWords; ++w)
+      if (there) device::store_word(place(unit * kWords + w), numbered(n, data[w]));
+  }
+}
+
 // It keeps next to nothing: what the layout and the tiles tell costs no registers.
 template <int kUnitBytes, bool kSplit>
 class ExchangeBase {
@@ -68,6 +98,13 @@ class ExchangeBase {
     return device::shared_memory() + (buffer * kSequences + sequence) * layout_.row_bytes;
   }
 
+  // A lane's own numbers of a unit into tile n.
+  template <class Value>
+  CNNLSTM_DEVICE void put(int n, int sequence, int unit, const Value& value) const {
+    static_assert(sizeof(Value) == kUnitBytes);
+    device::store_shared(reinterpret_cast<Value*>(row(n, sequence)) + unit, value);
+  }
+
   // Zeros in all tiles: what nobody writes is multiplied with weights of zero.
   CNNLSTM_DEVICE void clear_tiles() const {
     const int bytes = layout_.buffers * kSequences * layout_.row_bytes;
@@ -77,12 +114,6 @@ class ExchangeBase {
   }
 
  protected:
-  static constexpr int kGroupBytes = kGroup * kUnitBytes;
-  static constexpr int kSliceRows = kSplit ? kSequences / 2 : kSequences;  // those whose cells the warp has
-  // Where they begin in a row.
-  CNNLSTM_DEVICE int slice_at() const { return device::anew(unit_) / kGroup * kGroupBytes; }
-  CNNLSTM_DEVICE int slice_row(int i) const { return kSplit ? 2 * i + part_ : i; }
-
   const Layout& layout_;
   const Tiles& tiles_;
   const int unit_, part_;
@@ -121,13 +152,12 @@ class ClusterExchange : public ExchangeBase<kUnitBytes, kSplit> {
     device::warp_barrier();
     const int lane = device::anew(device::thread()) % 32;
     if (lane == 0) device::arrive(barrier(n));
-    constexpr int kChunks = Base::kGroupBytes / 16, kOfBlock = Base::kSliceRows * kChunks;
+    constexpr int kChunks = kGroupBytes / 16, kOfBlock = kSliceRows * kChunks;
     const int all = (device::blocks_x() - 1) * kOfBlock;
     CNNLSTM_NO_UNROLL
     for (int i = lane; i < all; i += 32) {
       const int chunk = i % kOfBlock;
-      char* const at =
-          this->row(n, this->slice_row(chunk / kChunks)) + this->slice_at() + 16 * (chunk % kChunks);
+      char* const at = this->row(n, slice_row(chunk / kChunks)) + slice_at() + 16 * (chunk % kChunks);
       // beginning behind itself, so that the blocks do not all send to the same one at once
       int rank = device::block_x() + 1 + i / kOfBlock;
       if (rank >= device::blocks_x()) rank -= device::blocks_x();
@@ -147,34 +177,30 @@ class ClusterExchange : public ExchangeBase<kUnitBytes, kSplit> {
     return reinterpret_cast<uint64_t*>(device::shared_memory() + this->layout_.barriers_at) + (n & 1);
   }
   CNNLSTM_DEVICE void expect(int n) const {
-    device::arrive_expecting(
-        barrier(n), (device::blocks_x() - 1) * this->layout_.groups * Base::kGroupBytes * kSequences);
+    device::arrive_expecting(barrier(n),
+                             (device::blocks_x() - 1) * this->layout_.groups * kGroupBytes * kSequences);
   }
+
+  static constexpr int kGroupBytes = kGroup * kUnitBytes;
+  static constexpr int kSliceRows = kSplit ? kSequences / 2 : kSequences;  // those whose cells the warp has
+  // Where they begin in a row.
+  CNNLSTM_DEVICE int slice_at() const { return device::anew(this->unit_) / kGroup * kGroupBytes; }
+  CNNLSTM_DEVICE int slice_row(int i) const { return kSplit ? 2 * i + this->part_ : i; }
 };
 
 template <int kUnitBytes, bool kSplit>
 class GridExchange : public ExchangeBase<kUnitBytes, kSplit> {
-  using Base = ExchangeBase<kUnitBytes, kSplit>;
-
  public:
-  using Base::Base;
+  using ExchangeBase<kUnitBytes, kSplit>::ExchangeBase;
 
   CNNLSTM_DEVICE void start() const { device::block_barrier(); }
 
-  CNNLSTM_DEVICE void publish(int n) const {
-    device::warp_barrier();
-    constexpr int kWords = Base::kGroupBytes / 4 * Base::kSliceRows;
+  template <class Value>
+  CNNLSTM_DEVICE void put(int n, int sequence, int unit, const Value& value) const {
     uint64_t* const plane = this->tiles_.own_words() + (n & 1) * plane_words();
-    CNNLSTM_NO_UNROLL
-    for (int i = device::anew(device::thread()) % 32; i < kWords; i += 32) {
-      const int sequence = this->slice_row(i % Base::kSliceRows);
-      const int at = this->slice_at() / 4 + i / Base::kSliceRows;
-      const uint32_t data =
-          device::load_shared(reinterpret_cast<const uint32_t*>(this->row(n, sequence)) + at);
-      device::store_word(plane + at * kSequences + sequence,
-                         static_cast<uint64_t>(static_cast<uint32_t>(n)) << 32 | data);
-    }
+    send_words(n, unit, value, true, [&](int i) { return plane + i * kSequences + sequence; });
   }
+  CNNLSTM_DEVICE void publish(int) const {}
 
   CNNLSTM_DEVICE void receive(int n) const {
     if (n == 0) return;
@@ -206,8 +232,7 @@ class GridExchange : public ExchangeBase<kUnitBytes, kSplit> {
         if (32 * k < left) found[k] = device::load_word(words + 32 * k);
       CNNLSTM_UNROLL
       for (int k = 0; k < kAtOnce; ++k)
-        if (32 * k < left && static_cast<uint32_t>(found[k] >> 32) != static_cast<uint32_t>(n))
-          complete = false;
+        if (32 * k < left && !bears(found[k], n)) complete = false;
       if (complete) break;
       watch.turn();
     }

@@ -246,10 +246,7 @@ struct Forward {
         }
         if (s + 1 < end) {
           CNNLSTM_UNROLL
-          for (int j = 0; j < kOwned; ++j) {
-            T* const row = reinterpret_cast<T*>(exchange.row(n + 1, column(j)));
-            device::store_shared(row + unit, Number::factor(h[j]));
-          }
+          for (int j = 0; j < kOwned; ++j) exchange.put(n + 1, column(j), unit, Number::factor(h[j]));
           exchange.publish(n + 1);
         }
         const int first = rows.first(s);

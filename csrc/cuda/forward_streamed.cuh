@@ -59,20 +59,11 @@ struct ForwardStreamed {
     if (lane.owner() && lane.cell().sequence == 0)
       device::store_shared(bias(), load_bias<T>(pass, direction, lane.unit()));
 
-    const auto publish = [&](int n) {
-      const int own_unit = lane.unit(), own_sequence = lane.cell().sequence;
+    const auto put = [&](int n) {
       const float h = device::load_shared(&own_state()->h);
-      const bool there = lane.sequence() < rows.B;
-      if constexpr (sizeof(T) == 4) {
-        const T own[1] = {Number::factor(device::from_float<T>(h))};
-        if (there) product.publish(n, own_sequence, own_unit, own);
-      } else {  // two units to a word: the next one is four lanes away
-        const float next = device::shuffle_xor(h, 4);
-        const T both[2] = {device::from_float<T>(h), device::from_float<T>(next)};
-        if (there && own_unit % 2 == 0) product.publish(n, own_sequence, own_unit, both);
-      }
+      product.put(n, lane, Number::factor(device::from_float<T>(h)));
     };
-    if (lane.owner()) publish(1);
+    if (lane.owner()) put(1);
     CNNLSTM_NO_UNROLL
     for (int n = 1; n <= end - begin; ++n) {
       const auto row = [&] { return int64_t{rows.first(begin + n - 1)} + lane.sequence(); };
@@ -102,7 +93,7 @@ struct ForwardStreamed {
         device::store_shared(&own->c, now.c);
         device::store_shared(&own->h, device::to_float(device::from_float<T>(now.h)));
       }
-      if (begin + n < end) publish(n + 1);
+      if (begin + n < end) put(n + 1);
       if (length() >= 0 && (active() || rows.padded()))
         ForwardResults<Number>(pass, device::anew(direction))
             .store(row(), lane.unit(), active(), now, device::from_float<T>(now.h));

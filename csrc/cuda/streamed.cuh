@@ -63,20 +63,15 @@ class StreamedProduct {
     device::block_barrier();
   }
 
-  // The numbers of one lane's cell of a sequence that exists, in tile n; `unit` is that of all blocks.
-  template <int kNumbers>
-  CNNLSTM_DEVICE void publish(int n, int sequence, int unit, const T (&numbers)[kNumbers]) const {
-    constexpr int kWords = kNumbers * static_cast<int>(sizeof(T)) / 4;
-    uint32_t data[kWords];
-    __builtin_memcpy(data, numbers, sizeof data);
-    const int first = unit * kUnitBytes / 4;
-    uint64_t* const to = plane(n) + sequence * row_words() + first;
-    CNNLSTM_UNROLL
-    for (int w = 0; w < kWords; ++w)
-      device::store_word(to + w, static_cast<uint64_t>(static_cast<uint32_t>(n)) << 32 | data[w]);
+  // A lane's numbers of its cell into tile n, where there is such a sequence: a whole warp calls it together.
+  template <class Value>
+  CNNLSTM_DEVICE void put(int n, const StreamedLane& lane, const Value& value) const {
+    static_assert(sizeof(Value) == kUnitBytes);
+    uint64_t* const of_row = plane(n) + lane.cell().sequence * row_words();
+    send_words(n, lane.unit(), value, lane.sequence() < B_, [&](int i) { return of_row + i; });
   }
 
-  // All threads: the product of tile n, whose sums each() then finds.
+  // All threads: the product of tile n, whose sums sum() then finds.
   CNNLSTM_DEVICE void multiply(int n) const {
     float sums[kMostBatch][kSums] = {};
     CNNLSTM_NO_UNROLL
@@ -173,8 +168,7 @@ class StreamedProduct {
           if (is_sent(k)) found[k] = device::load_word(words + k * (rows * row_words() + columns));
         CNNLSTM_UNROLL
         for (int k = 0; k < kAtOnce; ++k)
-          if (is_sent(k) && static_cast<uint32_t>(found[k] >> 32) != static_cast<uint32_t>(n))
-            complete = false;
+          if (is_sent(k) && !bears(found[k], n)) complete = false;
         if (complete) break;
         watch.turn();
       }
