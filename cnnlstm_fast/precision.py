@@ -12,4 +12,5 @@ def allows_tf32() -> bool:
 
     The switch of single products, ``torch.backends.cuda.matmul``, is another one, which nn.LSTM does not ask. For the
     compiled operator ``csrc/bindings/cuda_device.cpp`` reads the same switch."""
+    # PyTorch's stubs do not know the attribute
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
