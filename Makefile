@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 # Of this machine's GPUs alone; without one, two that the checks ask for. All of them would take minutes.
 export CNNLSTM_CUDA_ARCHS ?= native
 SWITCHES := NATIVE=$(CNNLSTM_NATIVE) CUDA=$(CNNLSTM_CUDA) $(CNNLSTM_CUDA_ARCHS) $(CUDA_HOME) $(CXX)
-NATIVE_SOURCES := CMakeLists.txt setup.py cnnlstm_fast/operators.schema $(shell find csrc -type f)
+NATIVE_SOURCES := CMakeLists.txt setup.py cnnlstm_fast/recurrent/operators.schema $(shell find csrc -type f)
 
 .PHONY: help demo test lint sanitize bench build clean
 help:
@@ -17,7 +17,7 @@ help:
 demo: $(STAMPS)/demo $(STAMPS)/native
 	@$(BIN)/cnnlstm-fast demo
 
-test: $(STAMPS)/test $(STAMPS)/native $(STAMPS)/host
+test: $(STAMPS)/test $(STAMPS)/native $(STAMPS)/emulator
 	@$(BIN)/python -m pytest tests $(wildcard bench/test_*.py) --benchmark-disable
 
 lint: $(STAMPS)/dev
@@ -32,7 +32,7 @@ sanitize: $(STAMPS)/base
 	  folder=build/sanitize/$${kinds%%,*}; \
 	  echo "== sanitizers: $$kinds"; \
 	  $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DSANITIZE=$$kinds --log-level=NOTICE \
-	    -S csrc/test -B $$folder; \
+	    -S csrc/tests -B $$folder; \
 	  $(BIN)/cmake --build $$folder; \
 	  $$folder/sanitize; \
 	done
@@ -44,7 +44,7 @@ build: $(STAMPS)/native
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f cnnlstm_fast/*.so cnnlstm_fast/_build_notes.json $(STAMPS)/native $(STAMPS)/host
+	rm -f cnnlstm_fast/*.so cnnlstm_fast/_build_notes.json $(STAMPS)/native $(STAMPS)/emulator
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else \
@@ -70,9 +70,9 @@ $(STAMPS)/native: $(STAMPS)/base $(STAMPS)/switches $(NATIVE_SOURCES)
 	@touch $@
 
 # The CUDA kernels for the CPU, which tests run.
-$(STAMPS)/host: $(STAMPS)/test $(STAMPS)/switches $(NATIVE_SOURCES)
+$(STAMPS)/emulator: $(STAMPS)/test $(STAMPS)/switches $(NATIVE_SOURCES)
 	@echo "== CUDA kernels for the CPU"
-	@$(BIN)/python setup.py -q build_host
+	@$(BIN)/python setup.py -q build_emulator
 	@touch $@
 
 # One stamp for each set of extras. The native libraries come first: the installation then finds them built.

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "cnnlstm_fast"
 DEFAULT_ARCHS = "80;86;89;90a;100;120"
 NATIVE_FILES = ("_C*.so", "libcnnlstm_fast.*", "_build_notes.json")
-HOST_FILES = ("libcnnlstm_host.so", "host_device_test")
+EMULATOR_FILES = ("libcnnlstm_emulator.so", "emulator_test")
 
 
 class CannotBuild(Exception):
@@ -214,8 +214,8 @@ class build_native(Command):
         self.distribution.native = bool(built)
 
 
-class build_host(Command):
-    """Compiles the CUDA kernels for the CPU into build/host, where the tests find them."""
+class build_emulator(Command):
+    """Compiles the CUDA kernels for the CPU into build/emulator, where the tests find them."""
 
     description = "compile the CUDA kernels for the CPU, for tests"
     user_options = []  # noqa: RUF012
@@ -227,7 +227,7 @@ class build_host(Command):
         pass
 
     def run(self) -> None:
-        target = ROOT / "build" / "host"
+        target = ROOT / "build" / "emulator"
         shutil.rmtree(target, ignore_errors=True)
         native = switch("CNNLSTM_NATIVE")
         try:
@@ -237,13 +237,13 @@ class build_host(Command):
             if not (boost / "include" / "boost" / "context").is_dir():
                 raise CannotBuild("there is no Boost (pip install cmeel-boost)")
             arguments = base_arguments(self.distribution.get_version())
-            out = cmake([*arguments, "-DCNNLSTM_HOST=ON", f"-DCMAKE_PREFIX_PATH={boost}"], "host")
+            out = cmake([*arguments, "-DCNNLSTM_EMULATOR=ON", f"-DCMAKE_PREFIX_PATH={boost}"], "emulator")
         except CannotBuild as error:
             if native == "1":
                 raise SystemExit(f"cnnlstm_fast: CNNLSTM_NATIVE=1, but {error}.") from None
             return say(f"the CUDA kernels for the CPU skipped: {error}")
         target.mkdir(parents=True)
-        for name in HOST_FILES:
+        for name in EMULATOR_FILES:
             shutil.copy2(out / name, target / name)
 
 
@@ -282,7 +282,7 @@ setup(
     cmdclass={
         "build": build_all,
         "build_native": build_native,
-        "build_host": build_host,
+        "build_emulator": build_emulator,
         "bdist_wheel": bdist_wheel_after_build,
     },
 )

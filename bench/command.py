@@ -15,13 +15,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import compare, environment, table
-from .candidates import candidate
 from .cases import SUITES, Call, calls, calls_of, of_shape
-from .ceilings import measure as measure_ceilings
+from .measure import environment
+from .measure.candidates import candidate
+from .measure.runner import Plan, Runner
 from .peers import PEERS
-from .record import OURS, PYTORCH, Record, load, save
-from .runner import Plan, Runner
+from .report import compare
+from .report import screen as table
+from .report.record import OURS, PYTORCH, Record, load, save
+from .roofline.ceilings import measure as measure_ceilings
 
 SAVED_EVERY = 60.0  # seconds
 SECONDS = {"quick": 0.3}  # for each candidate on each call; one second in the other suites

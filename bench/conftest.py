@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench import environment
 from bench.cases import SUITES
+from bench.measure import environment
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

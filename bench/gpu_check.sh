@@ -28,7 +28,7 @@ CNNLSTM_NATIVE=1 CNNLSTM_CUDA=1 CNNLSTM_CUDA_ARCHS=${CNNLSTM_CUDA_ARCHS:-native}
 "$python" - "$out/facts.json" << 'PY' || failed=1
 import json, sys
 import torch
-from bench.ceilings import measure
+from bench.roofline.ceilings import measure
 from cnnlstm_fast import _native
 if not _native.available:
     sys.exit(_native.reason)
@@ -41,7 +41,7 @@ PY
 
 echo "== kernels ($SECONDS s)"
 "$python" tests/cuda_resources.py || failed=1
-"$python" -m bench.micro --json "$out/micro.json" || failed=1
+"$python" -m bench.calibrate.micro --json "$out/micro.json" || failed=1
 
 echo "== tests ($SECONDS s)"
 left=$((budget - SECONDS))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from cnnlstm_fast.backends import BACKENDS
+from cnnlstm_fast.recurrent.backends import BACKENDS
 
+from .accuracy import check, why_not
 from .cases import DTYPES, Case, calls
-from .gate import check, why_not
-from .jobs import build, fast_job
+from .measure.jobs import build, fast_job
 
 
 def measurable(backend: str) -> bool:

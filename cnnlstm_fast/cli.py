@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__, _native
-from .backends import BACKENDS
+from .recurrent.backends import BACKENDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ._identity import is_stand_in, set_real_class
-from .backends import BACKENDS, Backend
-from .canonical import LSTMSpec, validate
-from .dispatch import select
-from .modules import fast_twin
+from .recurrent._identity import is_stand_in, set_real_class
+from .recurrent.backends import BACKENDS, Backend
+from .recurrent.canonical import LSTMSpec, validate
+from .recurrent.dispatch import select
+from .recurrent.modules import fast_twin
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ._identity import is_stand_in
-from .backends import BACKENDS
 from .contract import APPROXIMATE, FLOOR, ErrorRow, Result, bound, compare
 from .optimize import as_arguments, check_model, optimize, revert
+from .recurrent._identity import is_stand_in
+from .recurrent.backends import BACKENDS
 from .timing import interleave, median_ratio
 
 

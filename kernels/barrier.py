@@ -2,7 +2,7 @@
 
 What is exchanged lies in two planes in turn: a step reads one and writes the other. A program waits for all others
 before it reads, so that none of them can still be reading the plane that it writes afterwards.
-``tests/test_triton_barrier.py`` goes through every order in which programs can run.
+``tests/triton/test_triton_barrier.py`` goes through every order in which programs can run.
 """
 
 from __future__ import annotations

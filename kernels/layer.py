@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..canonical import LayerWeights
+from ..recurrent.canonical import LayerWeights
 from . import recurrence
 from .matmul import matmul
 from .recurrence import Recurrence, Saved

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..backends.measured import Gpu
+from ..recurrent.backends.measured import Gpu
 
 
 class Device(NamedTuple):
@@ -91,7 +91,7 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
 
     "block" as long as a program can hold all weights; else "grid" as long as all programs run at once with a part of
     them each, and "stream". The bounds are those within which the compiler needs no memory for registers and the shared
-    memory suffices; ``tests/test_triton_compile.py`` compiles every plan for several GPUs.
+    memory suffices; ``tests/triton/test_triton_compile.py`` compiles every plan for several GPUs.
 
     Args:
         number: bytes that a number takes as a factor, see ``precision.size``.

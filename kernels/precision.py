@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..precision import allows_tf32
+from ..recurrent.precision import allows_tf32
 
 
 def products(dtype: torch.dtype) -> str:

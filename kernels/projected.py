@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..canonical import LayerWeights
+from ..recurrent.canonical import LayerWeights
 from . import recurrence
 from .layer import gate_inputs, of_biases
 from .matmul import matmul

@@ -12,8 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..backends.base import Outputs
-from ..canonical import LayerWeights, split_weights
+from ..recurrent.backends.base import Outputs
+from ..recurrent.canonical import LayerWeights, split_weights
 from . import layer, projected
 from .recurrence import Saved
 from .sequence import sequence

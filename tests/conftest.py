@@ -15,9 +15,9 @@ if not torch.cuda.is_available():
     # before anything imports Triton: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import host  # after that: it imports the package
+import emulator  # after that: it imports the package
 
-host.load()
+emulator.load()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

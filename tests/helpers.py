@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from cnnlstm_fast import BACKENDS, functional, reference
-from cnnlstm_fast.canonical import LSTMSpec, validate
+from cnnlstm_fast import BACKENDS
 from cnnlstm_fast.contract import Result, compare
+from cnnlstm_fast.recurrent import functional, reference
+from cnnlstm_fast.recurrent.canonical import LSTMSpec, validate
 
 SEED = int(os.environ.get("CNNLSTM_TEST_SEED") or random.SystemRandom().randrange(1 << 31))
 EXACT = [name for name, backend in BACKENDS.items() if not backend.approximate]

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import cnnlstm_fast
 from cnnlstm_fast import BACKENDS, explain, optimize, revert
-from cnnlstm_fast._identity import is_stand_in
+from cnnlstm_fast.recurrent._identity import is_stand_in
 
 
 class Block(nn.Module):

@@ -99,8 +99,8 @@ def test_a_wheel_without_libraries_is_pure_and_holds_the_reason(
         names = archive.namelist()
         notes = json.loads(archive.read("cnnlstm_fast/_build_notes.json"))
     assert not [name for name in names if name.endswith(".so")]
-    assert "cnnlstm_fast/operators.schema" in names
-    for table in (PACKAGE / "backends" / "tables").rglob("*.json"):
+    assert "cnnlstm_fast/recurrent/operators.schema" in names
+    for table in (PACKAGE / "recurrent" / "backends" / "tables").rglob("*.json"):
         assert table.relative_to(PACKAGE.parent).as_posix() in names
     assert notes["native"] is False and notes["native_reason"] == reason
 
@@ -128,7 +128,7 @@ def test_the_build_of_this_tree_did_not_break() -> None:
 
 
 def test_the_operators_have_the_schema_of_the_file() -> None:
-    for line in (PACKAGE / "operators.schema").read_text().splitlines():
+    for line in (PACKAGE / "recurrent" / "operators.schema").read_text().splitlines():
         name = line.split("(")[0]
         registered = getattr(torch.ops.cnnlstm_fast, name).default._schema
         assert str(registered) == f"cnnlstm_fast::{line}"

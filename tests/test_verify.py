@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import cnnlstm_fast
 from cnnlstm_fast import BACKENDS, optimize, verify
-from cnnlstm_fast._identity import is_stand_in
-from cnnlstm_fast.backends import Outputs
 from cnnlstm_fast.contract import ErrorRow
+from cnnlstm_fast.recurrent._identity import is_stand_in
+from cnnlstm_fast.recurrent.backends import Outputs
 from cnnlstm_fast.verify import Report, SpeedRow
 
 
@@ -47,14 +47,14 @@ def use_wrong(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
         return spoil(base.forward(*args))
 
     wrong = replace(base, name="wrong", forward=forward)
-    monkeypatch.setattr("cnnlstm_fast.dispatch.BACKENDS", {"wrong": wrong, **BACKENDS})
-    cnnlstm_fast.dispatch.cached_plan.cache_clear()
+    monkeypatch.setattr("cnnlstm_fast.recurrent.dispatch.BACKENDS", {"wrong": wrong, **BACKENDS})
+    cnnlstm_fast.recurrent.dispatch.cached_plan.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_plans():
     yield
-    cnnlstm_fast.dispatch.cached_plan.cache_clear()
+    cnnlstm_fast.recurrent.dispatch.cached_plan.cache_clear()
 
 
 def test_a_right_model_passes() -> None:

@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cnnlstm_fast.backends import triton as backend
+from cnnlstm_fast.recurrent.backends import triton as backend
 
 backend.kernels()
 from cnnlstm_fast.kernels import plan as planning

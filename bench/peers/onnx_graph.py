@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..cases import Case
-from ..jobs import Inputs
+from ..measure.jobs import Inputs
 from .base import first_reason
 
 OUTPUTS = ("output", "h_n", "c_n")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cases import Case
-from ..jobs import Inputs
+from ..measure.jobs import Inputs
 from . import onnx_graph
 from .base import Peer, first_reason
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from ..cases import Case
-from ..jobs import Inputs, Job, ModelInputs, ModelJob, pytorch_job, runs_in_pytorch
+from ..measure.jobs import Inputs, Job, ModelInputs, ModelJob, pytorch_job, runs_in_pytorch
 from .base import Peer, first_reason
 
 

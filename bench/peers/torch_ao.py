@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..cases import Case
-from ..jobs import Inputs, Job, pytorch_job
+from ..measure.jobs import Inputs, Job, pytorch_job
 from .base import Peer, first_reason
 
 

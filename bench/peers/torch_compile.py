@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..cases import Case
-from ..jobs import Inputs, Job, pytorch_job
+from ..measure.jobs import Inputs, Job, pytorch_job
 from .base import Peer, first_reason
 
 SECONDS_PER_STEP = 1.3

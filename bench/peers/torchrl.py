@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..cases import Case
-from ..jobs import Inputs, Job, States, arguments
+from ..measure.jobs import Inputs, Job, States, arguments
 from .base import Peer, first_reason
 
 

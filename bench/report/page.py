@@ -13,8 +13,8 @@ from matplotlib.ticker import EngFormatter
 from cnnlstm_fast.pages import template
 
 from ..cases import SUITES
-from ..record import OURS, PYTORCH, Measurement, Record, Row, geometric_mean
 from . import plots
+from .record import OURS, PYTORCH, Measurement, Record, Row, geometric_mean
 
 UNKNOWN = "–"
 UNITS = {"gemm_": "FLOP/s", "read_": "B/s", "copy": "B/s", "_bytes": "B", "_latency": "s", "_barrier": "s"}

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from cnnlstm_fast.pages import FAST, INK, STYLE, svg, tidy
 
 from ..cases import Case
-from ..record import OURS, PYTORCH, Ratio, Record, Row
+from .record import OURS, PYTORCH, Ratio, Record, Row
 
 EAGER = "#6b7178"
 OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7a4f9a", "#56b4e9")

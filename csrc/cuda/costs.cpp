@@ -6,7 +6,7 @@
 
 namespace {
 
-// A GPU on which `python -m bench.micro` measured them; the command prints the row.
+// A GPU on which `python -m bench.calibrate.micro` measured them; the command prints the row.
 struct Measured {
   const char* name;  // as cudaGetDeviceProperties tells it
   CnnlstmCosts costs;

@@ -1,6 +1,6 @@
 // Everything through which the kernels reach the hardware, and nothing else: they call no other intrinsic, so
-// that the same source runs on a CPU, where host_device.h gives these functions another body (for tests
-// without a GPU).
+// that the same source runs on a CPU, where cuda_emulator/device.h gives these functions another body (for
+// tests without a GPU).
 //
 // A kernel is a struct with `Arguments` (plain data), `kThreads` (the most in a block), `kCluster` (whether
 // it needs sm_90), `static void run(const Arguments&)`, and for the CPU `each_array(arguments, f)`, which
@@ -19,7 +19,7 @@
 #include <type_traits>
 
 #define CNNLSTM_DEVICE __device__ __forceinline__
-#define CNNLSTM_HOST_DEVICE __host__ __device__ __forceinline__
+#define CNNLSTM_EMULATOR_DEVICE __host__ __device__ __forceinline__
 #define CNNLSTM_UNROLL _Pragma("unroll")
 #define CNNLSTM_NO_UNROLL _Pragma("unroll 1")
 
@@ -248,5 +248,5 @@ CNNLSTM_DEVICE void send(void* own, uint4 value, uint64_t* barrier, int rank) {
 }  // namespace cnnlstm
 
 #else
-#include "cuda/host_device.h"
+#include "cuda_emulator/device.h"
 #endif

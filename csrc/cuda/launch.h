@@ -1,4 +1,4 @@
-// Launching a kernel: launch.cuh does it on a GPU, host_device.h on the CPU.
+// Launching a kernel: launch.cuh does it on a GPU, cuda_emulator/device.h on the CPU.
 #pragma once
 
 #include <stddef.h>

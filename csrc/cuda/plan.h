@@ -17,8 +17,9 @@ enum CnnlstmWay {
   CNNLSTM_STEP = 4,     // a library's product and a cell kernel for every step
 };
 
-// What the parts of a step cost on a GPU: nanoseconds, and bytes or operations per nanosecond. bench/micro
-// measures each. A piece is one product of a warp: 16 rows times 32 bytes of k times 8 sequences (layout.h).
+// What the parts of a step cost on a GPU: nanoseconds, and bytes or operations per nanosecond.
+// bench/calibrate/micro measures each. A piece is one product of a warp: 16 rows times 32 bytes of k times 8
+// sequences (layout.h).
 typedef struct {
   double piece_16;       // an SM with all warps at work: nanoseconds from one piece to the next, in 16 bits
   double piece_tf32;     // the same in TF32

@@ -1,0 +1,1 @@
+"""The commands that measure the tables by which the package chooses."""

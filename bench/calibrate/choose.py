@@ -1,0 +1,297 @@
+"""``python -m bench.calibrate.choose``: measures a backend beside ``aten``, and writes the table that ``auto`` goes by.
+
+A run that is ended keeps what it has measured, and the next one on the same commit, PyTorch and processor goes on from
+there; it also measures anew what other work on the machine disturbed. Kinds of calls from another commit, PyTorch
+or processor are measured from the beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnlstm_fast import BACKENDS, _native
+from cnnlstm_fast.recurrent.backends import measured
+from cnnlstm_fast.recurrent.backends.measured import Estimate, Gpu, Kind, Machine, Point, Table
+
+from ..cases import MODES, Call, Case
+from ..measure import environment
+from ..measure.runner import LEAST_ROUNDS, TURN, Plan, Runner
+from ..report.record import BUSY, OURS, Row, paired_ratio, write_whole
+
+ATEN = f"{OURS}:aten"
+STEPS, BATCHES = (1, 8, 64), (1, 4, 16, 64, 256)
+HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
+WIDE_STEPS, WIDE_BATCHES = (1, 64), (1, 16, 256)
+WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
+LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
+MOST_FLOP = 3.5e10
+"""Larger calls are left out: about a third of a second on two cores, and forty calls are needed."""
+GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (1, 64), (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
+STACK = 3
+"""Layers of a stack, which are a kind of their own on a GPU."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend that is measured, where, and by which calls."""
+
+    backend: str
+    device: str
+    machine: Callable[[], Machine | Gpu]
+    grid: Callable[[], Iterator[Call]]
+    missing: Callable[[], str | None]
+    """Why there is nothing to measure."""
+    flop_rate: float
+    """Of products, a guess: operations per second."""
+
+
+def grid() -> Iterator[Call]:
+    """All calls that are measured on a CPU: single layers, kind by kind, each kind's in an order that has nothing to do
+    with their sizes, so that a drift of the machine does not look like an effect of the size."""
+    shapes = [
+        *((T, B, H, H) for T, B, H in itertools.product(STEPS, BATCHES, HIDDEN)),
+        *((T, B, WIDE * H, H) for T, B, H in itertools.product(WIDE_STEPS, WIDE_BATCHES, WIDE_HIDDEN)),
+        *((T, B, LARGE_HIDDEN, LARGE_HIDDEN) for T, B in itertools.product(LARGE_STEPS, LARGE_BATCHES)),
+    ]
+    random.Random(0).shuffle(shapes)
+    for dtype, mode, bidirectional in itertools.product(("f32", "bf16"), MODES, (False, True)):
+        for T, B, I, H in shapes:
+            name = f"T{T}-B{B}-I{I}-H{H}-D{1 + bidirectional}"
+            call = Call(Case(name, T, B, I, H, 1, bidirectional, "choice of a backend"), mode, dtype)
+            if flop(call) <= MOST_FLOP and BACKENDS["aten"].supports(call.case.spec(mode, dtype)) is None:
+                yield call
+
+
+def gpu_grid() -> Iterator[Call]:
+    """All calls that are measured on a GPU: layers and stacks, padded and packed. The input size makes no difference
+    worth a point, as both multiply the input by the same library."""
+    shapes = list(itertools.product(GPU_STEPS, GPU_BATCHES, GPU_HIDDEN))
+    random.Random(0).shuffle(shapes)
+    variants = itertools.product(("bf16", "f32"), MODES, (False, True), (1, STACK), (False, True))
+    for dtype, mode, bidirectional, layers, packed in variants:
+        for T, B, H in shapes:
+            name = f"T{T}-B{B}-H{H}-D{1 + bidirectional}-L{layers}{'-packed' * packed}"
+            lengths = (0.5, 1.0) if packed else None
+            case = Case(
+                *(name, T, B, H, H, layers, bidirectional, "choice of a backend"),
+                lengths=lengths,
+                packed=packed,
+            )
+            yield Call(case, mode, dtype)
+
+
+def _gpu_target(backend: str) -> Target:
+    def missing() -> str | None:
+        if not torch.cuda.is_available():
+            return f"PyTorch {torch.__version__} sees no NVIDIA GPU"
+        return BACKENDS[backend].supports(next(gpu_grid()).case.spec("inference", "f32", "cuda"))
+
+    return Target(backend, "cuda", lambda: Gpu(torch.cuda.get_device_name()), gpu_grid, missing, 2e13)
+
+
+TARGETS = {
+    target.backend: target
+    for target in (
+        Target(
+            "cpu",
+            "cpu",
+            measured.running,
+            grid,
+            lambda: None if _native.available else _native.reason,
+            2e11,
+        ),
+        _gpu_target("triton"),
+        _gpu_target("cuda"),
+    )
+}
+
+
+def flop(call: Call) -> float:
+    """Floating-point operations of its products; a backward pass has twice those of its forward pass."""
+    c = call.case
+    once = 8.0 * c.T * c.B * c.H * (c.I + c.H) * c.directions * c.layers
+    return once * (3 if call.mode == "training" else 1)
+
+
+def expected_seconds(call: Call, seconds: float, flop_rate: float) -> float:
+    """A guess at how long a call takes to measure with all set-up, from the rate of products on."""
+    c = call.case
+    weights = 4.0 * c.H * (c.I + c.H) * c.directions
+    once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / flop_rate + weights / 3e9
+    turns = 2 * max(LEAST_ROUNDS, seconds / TURN) * max(1.2 * TURN, 2 * once)
+    return 0.1 + turns + 4 * (3 * once + weights / 4e7)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0; 1 where a call failed; 2 for misuse; 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m bench.calibrate.choose", description=__doc__)
+    parser.add_argument(
+        "--backend", choices=TARGETS, default="cpu", help="beside aten, on its device (%(default)s)"
+    )
+    parser.add_argument("--dtype", choices=("f32", "bf16"), help="only these calls")
+    parser.add_argument("--mode", choices=MODES, help="only these calls")
+    parser.add_argument("--directions", type=int, choices=(1, 2), help="only these calls")
+    parser.add_argument(
+        "--seconds", type=float, default=0.25, help="for each backend on each call (%(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="by default this machine's table in the package"
+    )
+    args = parser.parse_args(argv)
+    target = TARGETS[args.backend]
+    try:
+        missing = target.missing()
+        if missing is not None:
+            raise ValueError(f"There is nothing to measure: {missing}.")
+        if args.threads < 1:
+            raise ValueError(f"--threads: expected 1 or more, got {args.threads}.")
+        if args.seconds <= 0:
+            raise ValueError(f"--seconds: expected more than 0, got {args.seconds:g}.")
+        machine = target.machine()
+        if isinstance(machine, Machine):
+            machine = machine._replace(threads=args.threads)
+        path = args.out or measured.TABLES / target.backend / machine.file
+        table = measured.load(path) if path.exists() else Table(machine, {})
+        if table.machine != machine:
+            raise ValueError(f"{path}: expected a table of {machine}, got one of {table.machine}.")
+    except (ValueError, OSError, RuntimeError) as error:  # the last: no such instruction set
+        print(error, file=sys.stderr)
+        return 2
+    chosen = [
+        call
+        for call in target.grid()
+        if args.dtype in (None, call.dtype)
+        and args.mode in (None, call.mode)
+        and args.directions in (None, call.case.directions)
+    ]
+    candidates = (f"{OURS}:{target.backend}", ATEN)
+    plan = Plan(candidates, target.device, args.seconds, args.threads, gate=False)
+    try:
+        failed = _measure(target, plan, chosen, table, path)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured is in {path}, and the same command goes on from there")
+        return 130
+    _summarize(table, path)
+    return int(failed > 0)
+
+
+def _measure(target: Target, plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> int:
+    """Measures what the table lacks, and writes it after every call; returns how many failed."""
+    made = _facts(plan)
+    left = [call for call in chosen if not _known(table, call, made, plan.device)]
+    expected = [expected_seconds(call, plan.seconds, target.flop_rate) for call in left]
+    ahead = sum(expected)
+    print(
+        f"{len(left)} of {len(chosen)} calls to measure, about {ahead / 60:.0f} minutes: {path}", flush=True
+    )
+    start, begun, done, failed = time.monotonic(), 0.0, 0.0, 0
+    with Runner(plan, None) as runner:
+        for number, (call, took) in enumerate(zip(left, expected, strict=True), 1):
+            row = runner.measure(call)
+            done += took
+            if number == 1:  # which starts the processes: no measure of the others
+                start, begun = time.monotonic(), done
+            pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
+            if row.measured.keys() == set(plan.candidates):
+                point = _point(row, plan.candidates)
+                _add(table, call, point, made, plan.device)
+                _save(table, path)
+                figures = f"aten / {target.backend} {point.ratio:.2f}"
+            else:
+                failed += 1
+                figures = "FAILED: " + "; ".join(m.reason for m in row.candidates.values() if m.reason)
+            remaining = f"{pace * (ahead - done) / 60:.0f} minutes left"
+            print(f"{number} of {len(left)}, {remaining}: {row.name}: {figures}", flush=True)
+    return failed
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    commit, hardware = environment.commit(), environment.hardware()
+    return {
+        "source": f"measurements of {datetime.now(UTC).date()}",
+        "commit": commit["id"],
+        "dirty": commit["dirty"],
+        "torch": torch.__version__,
+        "cpu": hardware["cpu"],
+        "seconds": plan.seconds,
+    }
+
+
+def _same(made: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether they may stand in one kind: all but the date agrees."""
+    return made | {"source": ""} == other | {"source": ""}
+
+
+def _kind(call: Call, device: str) -> str:
+    return measured.kind(call.case.spec(call.mode, call.dtype, device))
+
+
+def _known(table: Table, call: Call, made: dict[str, Any], device: str) -> bool:
+    """Whether the table has the call, undisturbed and measured under the same circumstances."""
+    kind = table.kinds.get(_kind(call, device))
+    if kind is None or not _same(kind.made, made):
+        return False
+    size = (call.case.T, call.case.B, call.case.I, call.case.H)
+    return any(p[:4] == size and (p.others or 0.0) <= BUSY for p in kind.points)
+
+
+def _add(table: Table, call: Call, point: Point, made: dict[str, Any], device: str) -> None:
+    """In the place of an older measurement."""
+    name = _kind(call, device)
+    kind = table.kinds.get(name)
+    kept = (
+        [] if kind is None or not _same(kind.made, made) else [p for p in kind.points if p[:4] != point[:4]]
+    )
+    table.kinds[name] = Kind(made, sorted([*kept, point], key=lambda p: (p.H, p.I, p.B, p.T)))
+
+
+def _point(row: Row, candidates: Sequence[str]) -> Point:
+    ours, aten = (row.candidates[name] for name in candidates)
+    assert ours.median_s is not None and aten.median_s is not None
+    ratio = paired_ratio(aten.rounds, ours.rounds)
+    times = (float(f"{m * 1e6:.4g}") for m in (ours.median_s, aten.median_s))
+    ratios = (float(f"{r:.4g}") for r in (ratio.value, ratio.low, ratio.high))
+    others = None if row.others is None else round(row.others, 2)
+    return Point(row.case.T, row.case.B, row.case.I, row.case.H, *times, *ratios, others)
+
+
+def _save(table: Table, path: Path) -> None:
+    """A line for each point."""
+    kinds = []
+    for name, kind in sorted(table.kinds.items()):
+        points = ",\n".join(f"    {json.dumps(point)}" for point in kind.points)
+        made = json.dumps(kind.made)
+        kinds.append(f'  {json.dumps(name)}: {{\n   "made": {made},\n   "points": [\n{points}\n   ]\n  }}')
+    text = (
+        f'{{\n "machine": {json.dumps(table.machine._asdict())},\n "columns": {json.dumps(Point._fields)},\n'
+        ' "kinds": {\n' + ",\n".join(kinds) + "\n }\n}\n"
+    )
+    write_whole(path, text)
+
+
+def _summarize(table: Table, path: Path) -> None:
+    busy = 0
+    for name, kind in table.kinds.items():
+        slow = sum(Estimate(p.ratio, p.high).slow for p in kind.points)
+        busy += sum((p.others or 0.0) > BUSY for p in kind.points)
+        print(f"{name}: aten is faster at {slow} of {len(kind.points)} points")
+    if busy:
+        print(f"Other work disturbed {busy} points: the same command measures them anew.")
+    print(f"table: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

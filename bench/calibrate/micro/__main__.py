@@ -1,0 +1,56 @@
+"""``python -m bench.calibrate.micro``: measures what the parts of a recurrence's step cost on this GPU.
+
+Prints every number and the row for ``csrc/cuda/costs.cpp``, by which the CUDA kernels' work is split on such a GPU from
+the next build on. Exit status: 3 without a GPU or without the CUDA part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cnnlstm_fast import _native
+
+from ...measure import environment
+from ...report.record import write_whole
+from ...roofline import ceilings
+from . import costs, issue_time, missing, row, sweeps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.calibrate.micro", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    args = parser.parse_args(argv)
+    reason = missing()
+    if reason is not None:
+        print(f"micro: {reason}", file=sys.stderr)
+        return 3
+    native = _native._C
+    assert native is not None
+    name, gpu = native.cuda_devices()[0]["name"], native.cuda_gpu(0)
+    found = costs(native, gpu, ceilings.measure("cuda:0"), issue_time())
+    # the names and their order are the table's
+    found = {cost: found[cost] for cost in gpu["costs"]}
+    document = {
+        "gpu": name,
+        "commit": environment.commit(),
+        "hardware": environment.hardware(),
+        "facts": gpu | {"costs": found, "measured": True},
+        "guessed": None if gpu["measured"] else gpu["costs"],
+        "exchanges": sweeps(native, gpu),
+    }
+    for cost, value in found.items():
+        print(f"{cost:14} {value:10.4g}   (used so far: {gpu['costs'][cost]:.4g})")
+    for title, times in document["exchanges"].items():
+        print(f"{title}: " + ", ".join(f"{blocks}: {ns:.0f} ns" for blocks, ns in times.items()))
+    print(row(name, found))
+    if args.json is not None:
+        write_whole(args.json, json.dumps(document, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

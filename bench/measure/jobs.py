@@ -1,0 +1,310 @@
+"""A case's inputs, and the candidates that run on them: the gate and the timing call the same code."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import cnnlstm_fast
+
+from ..cases import Case
+from ..models import make
+
+States = tuple[Tensor, Tensor]
+Forward = Callable[[Tensor | PackedSequence, States | None], tuple[Tensor | PackedSequence, States]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all candidates of a case get, in one dtype. D directions, P = proj_size or H, N rows of a packed
+    sequence."""
+
+    x: Tensor | PackedSequence  # (T, B, I), or rows (N, I)
+    lengths: Tensor | None  # (B,), also where x is packed
+    reset: Tensor | None  # bool (T, B)
+    h0: Tensor  # (L*D, B, P)
+    c0: Tensor  # (L*D, B, H)
+    weights: dict[str, Tensor]  # state dict of nn.LSTM
+    grad_output: Tensor  # (T, B, D*P) or (N, D*P)
+    grad_h_n: Tensor
+    grad_c_n: Tensor
+
+    def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> Inputs:
+        def move(t: Any) -> Any:
+            return t.to(device=device, dtype=dtype)
+
+        return Inputs(
+            move(self.x),
+            None if self.lengths is None else self.lengths.to(device),
+            None if self.reset is None else self.reset.to(device),
+            move(self.h0),
+            move(self.c0),
+            {name: move(weight) for name, weight in self.weights.items()},
+            move(self.grad_output),
+            move(self.grad_h_n),
+            move(self.grad_c_n),
+        )
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """The same for a whole model."""
+
+    module: nn.Module
+    x: Tensor
+
+    def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> ModelInputs:
+        module = copy.deepcopy(self.module).to(device=device, dtype=dtype)
+        return ModelInputs(module, self.x.to(device=device, dtype=dtype))
+
+
+def build(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs | ModelInputs:
+    """Random data from a seed of the case's own; the same numbers, rounded, in every dtype."""
+    seed = zlib.crc32(case.name.encode())
+    if case.model:
+        return ModelInputs(*make(case.model, case.T, case.B, seed)).to(dtype, device)
+    D, P = case.directions, case.proj_size or case.H
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lengths = None
+        if case.lengths is not None:
+            low, high = (share * case.T for share in case.lengths)
+            spread = torch.linspace(low, high, case.B - case.empty).round().long()
+            lengths = torch.cat([spread, spread.new_zeros(case.empty)])[torch.randperm(case.B)]
+        x: Any
+        if case.strided:
+            x = torch.randn(case.B, case.I, 1, case.T).squeeze(2).permute(2, 0, 1)
+        else:
+            x = torch.randn(case.T, case.B, case.I)
+        rows: tuple[int, ...] = (case.T, case.B)
+        if case.packed:
+            assert lengths is not None
+            x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            rows = (x.data.size(0),)
+        states = (case.layers * D, case.B)
+        return Inputs(
+            x=x,
+            lengths=lengths,
+            reset=torch.rand(case.T, case.B) < case.resets if case.resets else None,
+            h0=torch.randn(*states, P),
+            c0=torch.randn(*states, case.H),
+            weights=dict(nn.LSTM(**arguments(case)).state_dict()),
+            grad_output=torch.randn(*rows, D * P),
+            grad_h_n=torch.randn(*states, P),
+            grad_c_n=torch.randn(*states, case.H),
+        ).to(dtype, device)
+
+
+@dataclass
+class Job:
+    """One candidate with a case's inputs, ready to be run again and again.
+
+    Args:
+        states: hand in h0 and c0, and let the loss depend on the final states; without it on the output alone.
+        amp: under autocast to bfloat16.
+    """
+
+    module: nn.LSTM
+    forward: Forward
+    inputs: Inputs
+    mode: str
+    states: bool
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        training = self.mode == "training"
+        self.module.train(training)
+        x = self.inputs.x
+        given = {"input": x.data if isinstance(x, PackedSequence) else x}
+        if self.states:
+            given |= {"h0": self.inputs.h0, "c0": self.inputs.c0}
+        # leaves of the job's own, for it to keep gradients in; a clone keeps the strides
+        self._leaves = {name: tensor.clone().requires_grad_(training) for name, tensor in given.items()}
+        self._x: Tensor | PackedSequence = self._leaves["input"]
+        if isinstance(x, PackedSequence):
+            self._x = PackedSequence(self._x, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+        self._hx = (self._leaves["h0"], self._leaves["c0"]) if self.states else None
+
+    def __call__(self) -> tuple[Tensor | PackedSequence, States]:
+        """What is timed."""
+        if self.mode == "inference":
+            with torch.no_grad(), autocast(self.amp, self.inputs.h0.device):
+                return self.forward(self._x, self._hx)
+        self.module.zero_grad(set_to_none=True)
+        for leaf in self._leaves.values():
+            leaf.grad = None
+        with autocast(self.amp, self.inputs.h0.device):
+            output, (h_n, c_n) = self.forward(self._x, self._hx)
+        outputs = [output.data if isinstance(output, PackedSequence) else output]
+        grads = [self.inputs.grad_output]
+        if self.states:
+            outputs += [h_n, c_n]
+            grads += [self.inputs.grad_h_n, self.inputs.grad_c_n]
+        pairs = [
+            (out, grad.to(out.dtype)) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad
+        ]
+        torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
+        return output, (h_n, c_n)
+
+    def results(self) -> dict[str, Tensor]:
+        """Runs once: the outputs and, in training, all gradients; a gradient that autograd left out is zero."""
+        output, (h_n, c_n) = self()
+        output = output.data if isinstance(output, PackedSequence) else output
+        found = {"output": output.detach(), "h_n": h_n.detach(), "c_n": c_n.detach()}
+        if self.mode == "training":
+            for name, leaf in (*self._leaves.items(), *self.module.named_parameters()):
+                found[f"gradient of {name}"] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        return found
+
+
+def autocast(amp: bool, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if amp else nullcontext()
+
+
+@dataclass
+class ModelJob:
+    """A whole model with its input."""
+
+    module: nn.Module
+    x: Tensor
+    mode: str
+    amp: bool
+
+    def __post_init__(self) -> None:
+        self.module.train(self.mode == "training")
+
+    def __call__(self) -> Tensor:
+        """What is timed: scores, and in training the gradients of half their mean square."""
+        training = self.mode == "training"
+        with torch.set_grad_enabled(training), autocast(self.amp, self.x.device):
+            scores: Tensor = self.module(self.x)
+        if training:
+            self.module.zero_grad(set_to_none=True)
+            scores.backward(scores.detach() / scores.numel())
+        return scores
+
+    def results(self) -> dict[str, Tensor]:
+        """Runs once: the scores and in training the gradients of all parameters."""
+        found = {"scores": self().detach()}
+        if self.mode == "training":
+            for name, p in self.module.named_parameters():
+                found[f"gradient of {name}"] = torch.zeros_like(p) if p.grad is None else p.grad
+        return found
+
+
+def fast_job(
+    case: Case,
+    inputs: Inputs | ModelInputs,
+    mode: str,
+    backend: str,
+    states: bool | None = None,
+    amp: bool = False,
+) -> Job | ModelJob:
+    """cnnlstm_fast.LSTM with the named backend, or "auto", or the model with such layers; ``states`` as the case has
+    it unless given."""
+    if isinstance(inputs, ModelInputs):
+        return ModelJob(cnnlstm_fast.optimize(copy.deepcopy(inputs.module), backend), inputs.x, mode, amp)
+    module = _with_weights(cnnlstm_fast.LSTM(**arguments(case), backend=backend), inputs)
+    kwargs = {} if case.lengths is None or case.packed else {"lengths": inputs.lengths}
+    if inputs.reset is not None:
+        kwargs["reset"] = inputs.reset
+    states = case.states if states is None else states
+    return Job(module, lambda x, hx: module(x, hx, **kwargs), inputs, mode, states, amp)
+
+
+def pytorch_job(
+    case: Case,
+    inputs: Inputs | ModelInputs,
+    mode: str,
+    states: bool | None = None,
+    amp: bool = False,
+) -> Job | ModelJob:
+    """Plain nn.LSTM in the way its users call it: lengths mean packing before it and padding after it, and resets
+    a call for each stretch of steps without one. Or the model as it is."""
+    if isinstance(inputs, ModelInputs):
+        return ModelJob(copy.deepcopy(inputs.module), inputs.x, mode, amp)
+    module = _with_weights(nn.LSTM(**arguments(case)), inputs)
+    forward: Forward
+    if inputs.reset is not None:
+        forward = partial(_stretches, module, inputs.reset)
+    elif inputs.lengths is None or case.packed:
+        forward = module
+    elif case.empty:
+        forward = partial(_packed_but_empty, module, inputs.lengths)
+    else:
+        forward = partial(_packed, module, inputs.lengths)
+    return Job(module, forward, inputs, mode, case.states if states is None else states, amp)
+
+
+def oracle_job(
+    case: Case, inputs: Inputs | ModelInputs, mode: str, states: bool | None = None
+) -> Job | ModelJob:
+    """cnnlstm_fast.recurrent.reference in float64 on the same rounded inputs."""
+    return fast_job(case, inputs.to(torch.float64), mode, "reference", states)
+
+
+def runs_in_pytorch(case: Case) -> bool:
+    """nn.LSTM refuses sequences of no steps."""
+    return case.T > 0
+
+
+def _stretches(lstm: nn.LSTM, reset: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
+    """From one step with a reset in any sequence to the next, as recurrent policies are trained."""
+    if hx is None:
+        shape = (lstm.num_layers, x.size(1), lstm.hidden_size)
+        hx = (x.new_zeros(shape), x.new_zeros(shape))
+    starts = [0, *(t for t in reset.any(1).nonzero().squeeze(1).tolist() if t > 0), x.size(0)]
+    outputs = []
+    for start, end in pairwise(starts):
+        keep = (~reset[start]).to(x.dtype)[None, :, None]
+        output, hx = lstm(x[start:end], (hx[0] * keep, hx[1] * keep))
+        outputs.append(output)
+    return torch.cat(outputs), hx
+
+
+def _packed(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
+    packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+    output, states = lstm(packed, hx)
+    return pad_packed_sequence(output, total_length=x.size(0))[0], states
+
+
+def _packed_but_empty(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
+    """Packing refuses sequences of length zero, so they are left out and put back."""
+    rows, B = lengths.nonzero().squeeze(1), lengths.numel()
+
+    def put_back(part: Tensor, full: Tensor | None) -> Tensor:
+        full = part.new_zeros(part.size(0), B, part.size(2)) if full is None else full
+        return full.index_copy(1, rows, part)
+
+    h0, c0 = hx or (None, None)
+    taken = None if h0 is None or c0 is None else (h0[:, rows], c0[:, rows])
+    output, (h_n, c_n) = _packed(lstm, lengths[rows], x[:, rows], taken)
+    return put_back(output, None), (put_back(h_n, h0), put_back(c_n, c0))
+
+
+def arguments(case: Case) -> dict[str, Any]:
+    return {
+        "input_size": case.I,
+        "hidden_size": case.H,
+        "num_layers": case.layers,
+        "bidirectional": case.bidirectional,
+        "proj_size": case.proj_size,
+        "dropout": case.dropout,
+    }
+
+
+def _with_weights(module: Any, inputs: Inputs) -> Any:
+    weight = next(iter(inputs.weights.values()))
+    module.to(device=weight.device, dtype=weight.dtype)
+    module.load_state_dict(inputs.weights)
+    return module

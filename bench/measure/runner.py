@@ -1,0 +1,244 @@
+"""Measures calls: every candidate in a process of its own, in turns within every round, after the gate."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..accuracy import complaint, eager_errors, judge
+from ..cases import DTYPES, Call
+from ..report.record import OURS, PYTORCH, Measurement, Row
+from ..roofline.ceilings import Ceilings
+from ..roofline.floor import floor
+from . import environment as machine
+from .candidates import candidate
+from .jobs import build, fast_job, oracle_job
+from .process import WorkerFailed, WorkerProcess
+from .worker import LONG_CALL
+
+LEAST_ROUNDS, LEAST_LONG_ROUNDS, MOST_ROUNDS = 8, 5, 60
+TWINS = 2
+"""Processes of each candidate. The same code on the same call differs by up to 5 % from process to process, as its
+memory and stacks lie elsewhere; rounds by turns with either let the interval know of it. Long calls differ less, and
+their data would fill the machine's memory twice."""
+TURN = 0.03  # seconds: long beside a warm-up, short beside a drift of the machine
+SETUP_LIMIT = 180.0  # seconds for set-up, first calls and results
+
+
+class Worker(Protocol):
+    def request(self, seconds: float, /, **request: Any) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure."""
+
+    candidates: Sequence[str] = (OURS, PYTORCH)
+    device: str = "cpu"
+    seconds: float = 1.0  # for each candidate on each call
+    threads: int = 1
+    gate: bool = True  # compare results with the oracle first; False where the tests have done so
+
+
+class Runner:
+    """Holds the workers of a run; a context manager, which ends them.
+
+    Args:
+        launch: makes the worker of a candidate.
+    """
+
+    def __init__(
+        self, plan: Plan, ceilings: Ceilings | None, launch: Callable[[str], Worker] | None = None
+    ) -> None:
+        self.plan, self.ceilings = plan, ceilings
+        self._folder = tempfile.TemporaryDirectory(prefix="cnnlstm-bench-")
+        self._launch = launch or self._process
+        self._workers: dict[tuple[str, int], Worker] = {}
+        self.missing: dict[str, str] = {}
+        """Peers that are not installed, and how pip brings them."""
+        for name in plan.candidates:
+            absent = candidate(name).missing()
+            if absent:
+                self.missing[name] = f"no module {', '.join(absent)}: pip install {candidate(name).pip}"
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._folder.cleanup()
+
+    def measure(self, call: Call) -> Row:
+        """Sets all candidates up, lets the gate judge them, times in turns those that passed, and lets the call go."""
+        row = self._measure(call)
+        for worker in self._workers.values():
+            with suppress(WorkerFailed):  # the next request starts another
+                worker.request(SETUP_LIMIT, do="release")
+        return row
+
+    def _measure(self, call: Call) -> Row:
+        # first: it takes twice the memory of a candidate
+        exact = self._exact(call) if self.plan.gate else {}
+        twins: dict[str, int] = {}
+        found: dict[str, Measurement] = {}
+        results: dict[str, Path] = {}
+        slowest = 0.0
+        for name in self.plan.candidates:
+            peer = candidate(name)
+            measurement = Measurement(name, "measured", precision=peer.precision or call.dtype)
+            reason = peer.supports(*call, self.plan.device)
+            if name in self.missing:
+                found[name] = replace(measurement, status="missing", reason=self.missing[name])
+            elif reason is not None:
+                found[name] = replace(measurement, status="unsupported", reason=reason)
+            else:
+                path = Path(self._folder.name) / f"{len(results)}.pt" if self.plan.gate else None
+                try:
+                    prepared = self._prepare(name, 0, call, path)
+                    once = peer.slow_setup or prepared["call_s"] >= LONG_CALL
+                    twins[name] = 1 if once else TWINS
+                    for twin in range(1, twins[name]):
+                        self._prepare(name, twin, call, None)
+                except WorkerFailed as error:
+                    found[name] = replace(measurement, status="error", reason=str(error))
+                    continue
+                slowest = max(slowest, prepared.pop("call_s"))
+                found[name] = replace(measurement, **prepared)
+                if path is not None:
+                    results[name] = path
+        found |= self._gated(call, exact, {name: found[name] for name in results}, results)
+        timed = {name: twins[name] for name, m in found.items() if m.status == "measured"}
+        times, others = self._rounds(timed, slowest)
+        for name, rounds in times.items():
+            if isinstance(rounds, str):
+                found[name] = replace(found[name], status="error", reason=rounds)
+            else:
+                found[name] = _with_times(found[name], rounds)
+        limit = None if self.ceilings is None else floor(*call, self.ceilings, self.plan.device)
+        return Row(*call, found, limit, others)
+
+    def _process(self, name: str) -> Worker:
+        return WorkerProcess(name, self.plan.threads, Path(self._folder.name) / f"{name}.log")
+
+    def _worker(self, name: str, twin: int) -> Worker:
+        if (name, twin) not in self._workers:
+            self._workers[name, twin] = self._launch(name)
+        return self._workers[name, twin]
+
+    def _prepare(self, name: str, twin: int, call: Call, path: Path | None) -> dict[str, Any]:
+        return self._worker(name, twin).request(
+            SETUP_LIMIT,
+            do="prepare",
+            case=asdict(call.case),
+            mode=call.mode,
+            dtype=call.dtype,
+            device=self.plan.device,
+            results=None if path is None else str(path),
+        )
+
+    def _gated(
+        self,
+        call: Call,
+        exact: Mapping[str, Tensor],
+        prepared: Mapping[str, Measurement],
+        results: Mapping[str, Path],
+    ) -> dict[str, Measurement]:
+        """Each with its worst error; "failed" where one is too large."""
+        loaded = {name: torch.load(path, map_location="cpu") for name, path in results.items()}
+        gated: dict[str, Measurement] = {}
+        try:
+            eager = (
+                eager_errors(loaded[PYTORCH], exact, call.dtype, bool(call.case.model))
+                if PYTORCH in loaded
+                else {}
+            )
+        except AssertionError as error:
+            # PyTorch is wrong, or the oracle: plain operations in the row's dtype tell
+            gated[PYTORCH] = replace(prepared[PYTORCH], status="failed", reason=str(error))
+            try:
+                eager = eager_errors(self._plain(call), exact, call.dtype, bool(call.case.model))
+            except AssertionError as error:
+                return {name: replace(m, status="failed", reason=str(error)) for name, m in prepared.items()}
+        for name, measurement in prepared.items():
+            if name in gated:
+                continue
+            try:
+                rows = judge(loaded[name], exact, eager, call.dtype, measurement.precision)
+            except AssertionError as error:
+                gated[name] = replace(measurement, status="failed", reason=str(error))
+                continue
+            worst = max(rows, key=lambda row: row.fast / row.limit)
+            gated[name] = replace(measurement, error=worst.fast, limit=worst.limit)
+            wrong = complaint(rows)
+            if wrong:
+                gated[name] = replace(gated[name], status="failed", reason=wrong)
+        return gated
+
+    def _exact(self, call: Call) -> dict[str, Tensor]:
+        case = replace(call.case, dropout=0.0)
+        inputs = build(case, DTYPES[call.dtype], self.plan.device)
+        found = oracle_job(case, inputs, call.mode).results()
+        return {what: result.cpu() for what, result in found.items()}
+
+    def _plain(self, call: Call) -> dict[str, Tensor]:
+        """The reference's results in the row's dtype."""
+        case = replace(call.case, dropout=0.0)
+        inputs = build(case, DTYPES[call.dtype], self.plan.device)
+        found = fast_job(case, inputs, call.mode, "reference", amp=call.dtype == "amp").results()
+        return {what: result.cpu() for what, result in found.items()}
+
+    def _rounds(
+        self, twins: Mapping[str, int], slowest: float
+    ) -> tuple[dict[str, list[list[float]] | str], float | None]:
+        """The times of all calls, round by round, of each candidate with its number of twins, or the sentence with
+        which it ended; and how many cores others used meanwhile."""
+        times: dict[str, list[list[float]] | str] = {name: [] for name in twins}
+        order = list(twins)
+        count = round(self.plan.seconds / max(TURN, slowest))
+        shuffle = random.Random(0).shuffle
+        start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
+        own = 0.0
+        least = LEAST_ROUNDS if slowest < LONG_CALL else LEAST_LONG_ROUNDS
+        for number in range(max(least, min(MOST_ROUNDS, count))):
+            shuffle(order)  # who runs after whom must not matter
+            for name in order:
+                rounds = times[name]
+                if isinstance(rounds, str):
+                    continue
+                try:
+                    worker = self._worker(name, number % twins[name])
+                    answer = worker.request(SETUP_LIMIT, do="turn", seconds=TURN)
+                except WorkerFailed as error:
+                    times[name] = str(error)
+                else:
+                    rounds.append(answer["times"])
+                    own += answer["cpu_s"]
+        if busy is None or not twins:
+            return times, None
+        own += time.process_time() - used
+        return times, max(0.0, machine.busy_seconds() - busy - own) / (time.perf_counter() - start)
+
+
+def _with_times(measurement: Measurement, rounds: list[list[float]]) -> Measurement:
+    every = np.concatenate([np.asarray(taken) for taken in rounds])
+    return replace(
+        measurement,
+        rounds=[statistics.median(taken) for taken in rounds],
+        calls=len(every),
+        min_s=float(every.min()),
+        median_s=float(np.median(every)),
+        p80_s=float(np.quantile(every, 0.8)),
+    )

@@ -1,0 +1,178 @@
+"""The process of one candidate: ``python -m bench.measure.worker NAME THREADS``.
+
+It reads one JSON request a line and answers with one line each: ``prepare`` a call, take a ``turn`` at it,
+``release`` it. Whatever an engine prints goes to the standard error, so that it cannot mix with the answers. The
+parent stops the process (SIGSTOP) whenever it is another one's turn: an idle thread pool that spins would cost that
+one a core.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..accuracy import memory_full_of_nan
+from ..cases import DTYPES, Case
+from ..peers.base import Peer, Runnable
+from .candidates import candidate
+from .jobs import build
+
+MOST_CALLS = 200  # in one turn
+WARM_UP = 0.15  # of a turn's time: the others have used the caches
+LONG_CALL = 0.3  # seconds: what a call that long loses to cold caches does not show in its time
+
+
+class Worker:
+    """Serves the requests for one candidate; usable within a process, too."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.job: Runnable | None = None
+        self._call_s = 0.0
+        self.wait: Callable[[], None] = lambda: None
+
+    def prepare(self, case: Case, mode: str, dtype: str, device: str, results: str | None) -> dict[str, Any]:
+        """Sets the call up, runs it, and saves its results if it is told where; what was there before is let go.
+
+        Returns:
+            setup_s, first_call_s, call_s (the second call's time) and peak_bytes, the most memory that was in use over
+            what there was with the inputs alone.
+        """
+        self.job = None
+        self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        inputs = build(case, DTYPES[dtype], device)
+        peak = _gpu_peak() if device == "cuda" else _cpu_peak()
+        start = time.perf_counter()
+        # masks are drawn differently everywhere: numbers are compared without dropout
+        job = self.peer.prepare(replace(case, dropout=0.0), inputs, mode, dtype)
+        setup_s = time.perf_counter() - start
+        self.job = job
+        first_call_s, self._call_s = self._time(), self._time()
+        peak_bytes = peak()
+        if results is not None:
+            with self._nan_memory():
+                torch.save(job.results(), results)
+        if case.dropout and mode == "training":
+            self.job = self.peer.prepare(case, inputs, mode, dtype)
+            self._time()
+        return {
+            "setup_s": setup_s,
+            "first_call_s": first_call_s,
+            "call_s": self._call_s,
+            "peak_bytes": peak_bytes,
+        }
+
+    def turn(self, seconds: float) -> dict[str, Any]:
+        """Calls again and again for so long, at least once; after an untimed call unless a call is long.
+
+        Returns:
+            ``times``: seconds of each call; ``cpu_s``: what all threads of this process used in the whole turn.
+        """
+        start, used = time.perf_counter(), time.process_time()
+        while self._call_s < LONG_CALL:
+            self._time()
+            if time.perf_counter() - start >= WARM_UP * seconds:
+                break
+        times: list[float] = []
+        start = time.perf_counter()
+        while not times or (time.perf_counter() - start < seconds and len(times) < MOST_CALLS):
+            times.append(self._time())
+        return {"times": times, "cpu_s": time.process_time() - used}
+
+    def release(self) -> dict[str, Any]:
+        """Lets the call and its memory go; not its cycles, which would take all workers seconds to look for."""
+        self.job = None
+        _trim()
+        return {}
+
+    def _time(self) -> float:
+        assert self.job is not None
+        start = time.perf_counter()
+        self.job()
+        self.wait()
+        return time.perf_counter() - start
+
+    def _nan_memory(self) -> AbstractContextManager[None]:
+        """For what allocates through PyTorch eagerly; compiled graphs would be compiled anew for it."""
+        return memory_full_of_nan() if not self.peer.slow_setup else nullcontext()
+
+
+def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one request; an exception becomes ``error``, a sentence."""
+    try:
+        if request["do"] == "turn":
+            return worker.turn(request["seconds"])
+        if request["do"] == "release":
+            return worker.release()
+        case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in request["case"].items()})
+        return worker.prepare(case, request["mode"], request["dtype"], request["device"], request["results"])
+    except Exception as error:  # whatever an engine raises is that engine's result
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"}
+
+
+def _trim() -> None:
+    """Gives freed memory back to the machine."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+def _cpu_peak() -> Callable[[], int | None]:
+    """Starts watching the memory of this process; the result tells by how much it grew at most, in bytes."""
+    gc.collect()
+    _trim()  # what malloc keeps would hide what is taken next
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        return lambda: None
+    before = _status("VmRSS")
+    return lambda: max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _gpu_peak() -> Callable[[], int | None]:
+    """The same of the memory that PyTorch takes on the GPU."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return lambda: torch.cuda.max_memory_allocated() - before
+
+
+def main(name: str, threads: str) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: a stopped process would outlive its parent
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")  # a peer's own, such as of its deprecation, are no news here
+    torch.set_num_threads(int(threads))
+    worker = Worker(candidate(name))
+    gc.freeze()  # what the imports made need not be looked through before every call
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

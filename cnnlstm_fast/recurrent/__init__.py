@@ -1,0 +1,1 @@
+"""The LSTM, in the order in which a call goes: modules, functional, canonical, dispatch, ops, one file of backends."""

@@ -1,0 +1,30 @@
+"""The fused C++ kernel for CPUs (csrc/cpu), compiled into the operator."""
+
+from __future__ import annotations
+
+import torch
+
+from ... import _native
+from ..canonical import LSTMSpec
+from . import measured
+from .base import Backend, Pace
+
+
+def _supports(spec: LSTMSpec) -> str | None:
+    if spec.device != "cpu":
+        return f"it runs on the CPU, the tensors are on {spec.device}"
+    if not _native.available:
+        return f"the compiled extension is not here: {_native.reason}"
+    if spec.dtype not in (torch.float32, torch.bfloat16):
+        return (
+            f"it computes in float32 and bfloat16, the tensors are {str(spec.dtype).removeprefix('torch.')}"
+        )
+    return None
+
+
+def _pace(spec: LSTMSpec) -> Pace | None:
+    """The threads are those of the first call with these facts."""
+    return measured.pace(spec, "cpu", measured.running)
+
+
+BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _pace, native=True)

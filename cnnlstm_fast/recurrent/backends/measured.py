@@ -1,0 +1,242 @@
+"""How fast a backend is beside ``aten``: the tables in ``tables/``, which ``python -m bench.calibrate.choose`` writes.
+
+A folder for each backend holds files, each of them what one class of machines measured. In it ``kinds`` of calls
+(dtype, inference or training, directions) have points with the time of ``aten`` over that of the backend. Between
+points the logarithm of the ratio is interpolated over the logarithms of the sizes; beyond them the outermost point
+counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ... import _native
+from ..canonical import LSTMSpec
+from . import aten
+from .base import Pace
+
+TABLES = Path(__file__).parent / "tables"
+ISAS = ("portable", "avx2", "avx512", "avx512_amx")
+"""The instruction sets among which the kernels' speed differs, the slowest first."""
+
+
+class Machine(NamedTuple):
+    """A class of CPUs whose ratios resemble each other."""
+
+    isa: str  # of ISAS
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.isa}, {self.threads} thread{'s' * (self.threads != 1)}"
+
+    @property
+    def file(self) -> str:
+        return f"{self.isa}-{self.threads}.json"
+
+
+class Gpu(NamedTuple):
+    """A kind of GPU. What one measured says nothing of another."""
+
+    gpu: str  # its name
+
+    def __str__(self) -> str:
+        return self.gpu
+
+    @property
+    def file(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-") + ".json"
+
+
+def running() -> Machine:
+    """This machine, as this process uses it."""
+    return Machine(_isa(), torch.get_num_threads())
+
+
+@lru_cache(maxsize=1)
+def _isa() -> str:
+    isa: str = _native.facts()["cpu"]["active_isa"]
+    amx = isa == "avx512" and torch.cpu._is_amx_tile_supported()  # the kernels call PyTorch's products there
+    return "avx512_amx" if amx else isa
+
+
+class Point(NamedTuple):
+    """A call as it was measured."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+    ours_us: float | None  # median times; None where no single time is known
+    aten_us: float | None
+    ratio: float  # aten / ours, above 1 ours is faster: the median over pairs
+    low: float  # with its interval of 95 %
+    high: float
+    others: float | None  # cores that other work on the machine used meanwhile
+
+
+SLOW = 0.97
+"""A backend is slow where ``aten`` takes less than this share of its time; less of a gain is none in practice."""
+
+
+class Estimate(NamedTuple):
+    """The ratio of a call, and the upper end of its interval."""
+
+    ratio: float
+    high: float
+
+    @property
+    def slow(self) -> bool:
+        """Whether ``aten`` is faster, beyond noise."""
+        return self.ratio < SLOW and self.high < 1.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The points of one kind of calls."""
+
+    made: dict[str, Any]
+    """``source``, to be read as "by ..."; where it was measured, also by which versions, on what, and when."""
+    points: Sequence[Point]
+
+    def estimate(self, T: int, B: int, I: int, H: int) -> Estimate:
+        ratio, high = _interpolate(self._tree, _place(T, B, I, H))
+        return Estimate(math.exp(ratio), math.exp(high))
+
+    def closest(self, T: int, B: int, I: int, H: int) -> Point:
+        place = _place(T, B, I, H)
+        return min(self.points, key=lambda p: math.dist(_place(*p[:4]), place))
+
+    @cached_property
+    def _tree(self) -> Any:
+        return _grown([(_place(*p[:4]), (math.log(p.ratio), math.log(p.high))) for p in self.points])
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one class of machines measured of one backend."""
+
+    machine: Machine | Gpu
+    kinds: dict[str, Kind]
+
+
+def kind(spec: LSTMSpec) -> str:
+    """The name of the kind that a call belongs to. On a CPU a stack costs what its layers do; cuDNN runs layers at
+    the same time, so that stacks are a kind of their own there. float16 goes by the points of bfloat16
+    there, which tensor cores multiply at the same rate."""
+    on_gpu = spec.device == "cuda"
+    dtype = torch.bfloat16 if on_gpu and spec.dtype == torch.float16 else spec.dtype
+    mode = "training" if spec.grad else "inference"
+    stacked = on_gpu and spec.num_layers > 1
+    name = f"{str(dtype).removeprefix('torch.')} {mode} D={spec.directions}"
+    return name + " stacked" * stacked + " packed" * spec.packed
+
+
+def pace(spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]) -> Pace | None:
+    """By the tables of measurements; None where they do not tell. They are of whole sequences without a projection: for
+    the others PyTorch has no such kernel. In a traced graph the sizes are unknown, and the machine cannot be asked."""
+    if spec.T is None or spec.B is None or spec.proj_size or aten.BACKEND.supports(spec) is not None:
+        return None
+    machine = this_machine()
+    table = nearest(backend, machine)
+    found = None if table is None else table.kinds.get(kind(spec))
+    if table is None or found is None:
+        return None
+    sizes = (spec.T, spec.B, spec.input_size, spec.hidden_size)
+    estimate, near = found.estimate(*sizes), found.closest(*sizes)
+    ratio, slow = estimate.ratio, estimate.slow
+    faster = f"aten is {1 / ratio:.2f} times as fast" if slow else f"{ratio:.2f} times as fast as aten"
+    where = str(table.machine)
+    if table.machine != machine:
+        where += f", the nearest to this machine's {machine}"
+    place = f"T={near.T} B={near.B} I={near.I} H={near.H}"
+    return Pace(slow, f"{faster} near {place} by {found.made['source']} ({where})")
+
+
+def pace_on_gpu(spec: LSTMSpec, backend: str) -> Pace | None:
+    """Where nothing was measured, PyTorch's own kernel stays with the calls that it takes."""
+    known = pace(spec, backend, lambda: Gpu(torch.cuda.get_device_name()))
+    if known is None and aten.BACKEND.supports(spec) is None:
+        return Pace(True, "nothing is known of its speed on this GPU beside aten")
+    return known
+
+
+def load(path: Path) -> Table:
+    """Raises ValueError where the file is not one of ours."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kinds = {
+            name: Kind(found["made"], [Point(*row) for row in found["points"]])
+            for name, found in document["kinds"].items()
+        }
+        facts = document["machine"]
+        machine = Gpu(**facts) if "gpu" in facts else Machine(**facts)
+        if isinstance(machine, Machine):
+            ISAS.index(machine.isa)
+        return Table(machine, kinds)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a table written by `python -m bench.calibrate.choose`, got something else ({error!r})."
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def nearest(backend: str, machine: Machine | Gpu) -> Table | None:
+    """The table of the class nearest to a machine: of CPUs by the instruction set first, then by the threads."""
+    tables = [load(path) for path in sorted((TABLES / backend).glob("*.json"))]
+    if isinstance(machine, Gpu):
+        return next((table for table in tables if table.machine == machine), None)
+
+    def distance(table: Table) -> tuple[int, float]:
+        assert isinstance(table.machine, Machine)
+        apart = ISAS.index(table.machine.isa) - ISAS.index(machine.isa)
+        return abs(apart), abs(math.log2(table.machine.threads / machine.threads))
+
+    return min(tables, key=distance, default=None)
+
+
+def _place(T: int, B: int, I: int, H: int) -> tuple[float, ...]:
+    """Where a call lies on the axes, the outermost first: the tables are grids of I/H, H, B and T, though not all
+    points of a grid are there."""
+    T, B, I = max(T, 1), max(B, 1), max(I, 1)  # empty calls have no logarithm
+    return math.log2(I / H), math.log2(H), math.log2(B), math.log2(T)
+
+
+class _Axis(NamedTuple):
+    """What lies at each value of one axis: an axis, or the values that are interpolated."""
+
+    values: list[float]
+    at: list[Any]
+
+
+def _grown(entries: Iterable[tuple[tuple[float, ...], Any]]) -> Any:
+    branches: dict[float, list[tuple[tuple[float, ...], Any]]] = {}
+    for (first, *rest), value in entries:
+        branches.setdefault(first, []).append((tuple(rest), value))
+    values = sorted(branches)
+    leaf = not branches[values[0]][0][0]
+    return _Axis(values, [branches[v][0][1] if leaf else _grown(branches[v]) for v in values])
+
+
+def _interpolate(node: Any, place: Sequence[float]) -> tuple[float, ...]:
+    """Linear along each axis in turn, between the two neighbours there; beyond the last one as there."""
+    if not place:
+        found: tuple[float, ...] = node
+        return found
+    first, rest = place[0], place[1:]
+    above = min(bisect_left(node.values, first), len(node.values) - 1)
+    after = _interpolate(node.at[above], rest)
+    if above == 0 or node.values[above] <= first:
+        return after
+    before = _interpolate(node.at[above - 1], rest)
+    share = (first - node.values[above - 1]) / (node.values[above] - node.values[above - 1])
+    return tuple((1 - share) * a + share * b for a, b in zip(before, after, strict=True))

@@ -1,0 +1,282 @@
+"""lstm(): canonical layout -> choice of backend -> one operator -> the caller's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .canonical import (
+    Facts,
+    LSTMSpec,
+    check_hx,
+    check_length_values,
+    check_rank,
+    check_rows,
+    check_tensor,
+    fact,
+)
+from .dispatch import Plan, cached_plan, plan
+from .ops import EagerLSTM
+
+States = tuple[Tensor, Tensor]
+
+# asked once: the question itself breaks the graph in PyTorch 2.11
+_AUTOCAST_DEVICES = frozenset(
+    kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(kind)
+)
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: States | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    all_cells: bool = False,
+    backend: str = "auto",
+    recompute: bool = False,
+) -> tuple[Any, ...]:
+    """Runs a stack of LSTM layers.
+
+    T steps, B sequences, I input_size, H hidden_size, P = proj_size or H, L num_layers, D = 2 if bidirectional
+    else 1, N rows of a packed sequence. Formulas: ``cnnlstm_fast.recurrent.reference``.
+
+    Args:
+        input: (T, B, I), with ``batch_first`` (B, T, I), one sequence (T, I), or a PackedSequence; float32,
+            float64, bfloat16 or float16, any strides.
+        hx: the states h0 (L*D, B, P) and c0 (L*D, B, H), without B for one sequence; None for zeros.
+        weights: flat list in nn.LSTM's order, see ``reference.lstm``.
+        dropout: probability of the dropout between layers, drawn from torch's generator; give 0 outside training.
+        lengths: int64 (B,), values 0..T in any order: steps beyond a sequence's length leave its state alone
+            and output zero.
+        reset: bool (T, B), with ``batch_first`` (B, T): the state that enters a step is zeroed where true, in
+            each direction in its own order of time.
+        all_cells: return the cell state of every step, too.
+        backend: "auto" or a name in ``cnnlstm_fast.BACKENDS``.
+        recompute: keep nothing for the backward pass but the arguments (and the dropout mask), and run the
+            forward pass once more there: the same gradients for less memory and more time. Otherwise the ``cpu``
+            backend keeps 5*H numbers per step, sequence, layer and direction, and the inner layers' outputs. The
+            backward pass holds them in either case, for this call alone.
+
+    Returns:
+        output: (T, B, D*P), laid out like the input, or a PackedSequence.
+        (h_n, c_n): like h0 and c0.
+        cells, with ``all_cells`` only: (L*D, T, B, H); (L*D, B, T, H) with ``batch_first``, (L*D, T, H) for one
+            sequence, (L*D, N, H) for packed input.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument does not fit; the message names it.
+    """
+    call = canonicalise(
+        input,
+        hx,
+        weights,
+        num_layers,
+        bias,
+        bidirectional,
+        proj_size,
+        batch_first,
+        dropout,
+        lengths,
+        reset,
+        all_cells,
+        backend,
+        recompute,
+    )
+    return run(call)
+
+
+class Layout(NamedTuple):
+    """How the caller's tensors lie, to be restored in the results."""
+
+    packed: bool
+    batched: bool
+    batch_first: bool
+    order: Tensor | None = None  # PackedSequence.sorted_indices
+    restore: Tensor | None = None  # PackedSequence.unsorted_indices
+
+
+_TIME_FIRST, _BATCH_FIRST = Layout(False, True, False), Layout(False, True, True)
+_UNBATCHED = Layout(False, False, False)
+
+
+class Call(NamedTuple):
+    """A call in the operator's layout, (T, B, I) or (N, I), with its facts; nothing is checked yet."""
+
+    facts: Facts
+    x: Tensor
+    hx: States | None
+    weights: list[Tensor]
+    batch_sizes: Tensor | None
+    lengths: Tensor | None
+    reset: Tensor | None
+    layout: Layout
+
+
+def canonicalise(
+    input: Tensor | PackedSequence,
+    hx: States | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    bias: bool,
+    bidirectional: bool,
+    proj_size: int,
+    batch_first: bool,
+    dropout: float,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    all_cells: bool,
+    backend: str,
+    recompute: bool,
+) -> Call:
+    """Brings the arguments of ``lstm`` into the operator's layout: views, no copies but under autocast."""
+    batch_sizes = sizes = None
+    check_tensor("lengths", lengths)
+    check_tensor("reset", reset)
+    for weight in weights:
+        check_tensor("weights", weight)
+    if isinstance(input, PackedSequence):
+        x, batch_sizes, order, restore = input
+        layout = Layout(True, True, False, order, restore)
+        check_rows(x)
+        sizes = (batch_sizes.size(0), int(batch_sizes[0]))
+        if hx is not None:
+            check_hx(hx, 3)
+            hx = (_permute(hx[0], order), _permute(hx[1], order))
+    else:
+        check_rank(input)
+        batched = input.dim() == 3
+        layout = _UNBATCHED if not batched else _BATCH_FIRST if batch_first else _TIME_FIRST
+        x = input if batched else input.unsqueeze(1)
+        if hx is not None:
+            check_hx(hx, 3 if batched else 2)
+            hx = (hx[0], hx[1]) if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        if layout.batch_first:
+            x = x.transpose(0, 1)
+            reset = reset.transpose(0, 1) if reset is not None and reset.dim() == 2 else reset
+        elif not batched:
+            lengths = None if lengths is None else lengths.reshape(-1)
+            reset = None if reset is None else reset.reshape(-1, 1)
+    x, hx, weights = _autocast(x, hx, list(weights))
+    tracing = torch.compiler.is_compiling()
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(hx or ()), *weights))
+    facts = Facts(
+        fact(x),
+        None if hx is None else (fact(hx[0]), fact(hx[1])),
+        tuple([fact(w) for w in weights]),
+        sizes,
+        None if lengths is None else fact(lengths),
+        None if reset is None else fact(reset),
+        num_layers,
+        bidirectional,
+        bias,
+        proj_size,
+        dropout,
+        all_cells,
+        grad,
+        tracing,
+        backend,
+        recompute,
+    )
+    return Call(facts, x, hx, weights, batch_sizes, lengths, reset, layout)
+
+
+def run(call: Call) -> tuple[Any, ...]:
+    """Checks the call, chooses its backend, runs it, and restores the caller's layout."""
+    facts, layout = call.facts, call.layout
+    made = plan(facts) if facts.tracing else cached_plan(facts)
+    if call.lengths is not None:
+        check_length_values(call.lengths, call.x.size(0))
+    output: Any
+    output, h_n, c_n, cells = _run_backend(made, call)
+    if layout.packed:
+        output = PackedSequence(output, call.batch_sizes, layout.order, layout.restore)
+        h_n, c_n = _permute(h_n, layout.restore), _permute(c_n, layout.restore)
+    elif not layout.batched:
+        output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
+        cells = cells.squeeze(2) if facts.all_cells else cells
+    elif layout.batch_first:
+        output = output.transpose(0, 1)
+        cells = cells.transpose(1, 2) if facts.all_cells else cells
+    return (output, (h_n, c_n), cells) if facts.all_cells else (output, (h_n, c_n))
+
+
+def _run_backend(made: Plan, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns output, h_n, c_n, cells in the operator's layout."""
+    spec, backend = made.spec, made.choice.backend
+    x, hx, dropout = call.x, call.hx, call.facts.dropout
+    P = spec.proj_size or spec.hidden_size
+    if hx is None:
+        B = x.size(1) if call.facts.batch_sizes is None else call.facts.batch_sizes[1]
+        states = spec.num_layers * spec.directions
+        hx = (x.new_zeros((states, B, P)), x.new_zeros((states, B, spec.hidden_size)))
+    recompute = spec.grad and call.facts.recompute
+    eager_code = backend.differentiable and not spec.tracing and not recompute
+    own_dropout = spec.dropout and eager_code and backend.own_dropout
+    mask = None
+    if spec.dropout and not own_dropout:
+        mask = draw_dropout(dropout, (spec.num_layers - 1, *x.shape[:-1], spec.directions * P), x)
+    tensors = (x, *hx, call.weights, call.batch_sizes, call.lengths, call.reset, mask)
+    flags = (spec.bidirectional, spec.grad and not recompute, spec.all_cells)
+    if eager_code:
+        assert backend.forward is not None
+        extra = {"dropout": dropout} if own_dropout else {}
+        return backend.forward(*tensors, *flags, **extra)[:4]
+    return _call_operator(spec, backend.name, tensors, flags)
+
+
+def _call_operator(
+    spec: LSTMSpec, backend: str, tensors: tuple[Any, ...], flags: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    operator = torch.ops.cnnlstm_fast.lstm.default
+    if spec.tracing:
+        return operator(*tensors, *flags, backend)[:4]
+    if spec.grad:
+        input, h0, c0, weights, *optional = tensors
+        return EagerLSTM.apply(*optional, (*flags, backend), input, h0, c0, *weights)[:4]
+    # The autograd formula is Python code: going past it saves its share of a short call.
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*tensors, *flags, backend)[:4]
+
+
+def draw_dropout(p: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Scaled dropout masks, layer after layer from torch's generator just as nn.LSTM draws them on a CPU, so that
+    the same seed gives the same result there."""
+    if p == 1.0:
+        return like.new_zeros(shape)
+    mask = like.new_empty(shape)
+    for layer in mask:
+        layer.bernoulli_(1.0 - p).div_(1.0 - p)
+    return mask
+
+
+def _permute(state: Tensor, order: Tensor | None) -> Tensor:
+    return state if order is None else state.index_select(1, order)
+
+
+def _autocast(
+    x: Tensor, hx: States | None, weights: list[Tensor]
+) -> tuple[Tensor, States | None, list[Tensor]]:
+    """Under autocast everything that is not float64 goes to its dtype, as PyTorch's own LSTM does."""
+    if not torch._C._is_any_autocast_enabled():
+        return x, hx, weights
+    kind = x.device.type
+    if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+        return x, hx, weights
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+    return cast(x), None if hx is None else (cast(hx[0]), cast(hx[1])), [cast(w) for w in weights]

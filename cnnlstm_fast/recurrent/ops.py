@@ -1,0 +1,310 @@
+"""The one operator, ``torch.ops.cnnlstm_fast.lstm``, with its backward: registration, fake kernels, autograd.
+
+The schemas stand in ``operators.schema``. The compiled library defines them in C++ and runs its own backends
+there; for every other backend it calls ``lstm_python`` and ``lstm_backward_python``, the implementations
+below. Where nothing was compiled, the operators themselves are defined and implemented here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from . import reference
+from .backends import BACKENDS, Outputs
+
+_LIBRARY = torch.library.Library("cnnlstm_fast", "FRAGMENT")
+
+
+def _forward(*args: Any) -> Outputs:
+    *tensors, backend = args
+    forward = BACKENDS[backend].forward
+    if forward is None:
+        raise RuntimeError(f"backend {backend!r} is compiled code, and the compiled extension is not here")
+    return forward(*tensors)
+
+
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    backward = BACKENDS[args[-1]].backward
+    return _recompute(*args) if backward is None else backward(*args[:-1])
+
+
+def _recompute(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    dropout_mask: Tensor | None,
+    output: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    hidden: Tensor,
+    bidirectional: bool,
+    input_needs_grad: bool,
+    weights_need_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Backward of differentiable PyTorch code: the forward once more, under autograd."""
+    forward = BACKENDS[backend].forward
+    assert forward is not None
+    # Below the Autograd dispatch key nothing is recorded unless the key is let in again.
+    autograd_keys = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView)
+    with (
+        torch.enable_grad(),
+        torch._C._SetExcludeDispatchKeyGuard(autograd_keys[0], False),
+        torch._C._SetExcludeDispatchKeyGuard(autograd_keys[1], False),
+    ):
+        needed = [input_needs_grad, True, True, *[weights_need_grad] * len(weights)]
+        leaves = [
+            t.detach().requires_grad_(need) for t, need in zip((input, h0, c0, *weights), needed, strict=True)
+        ]
+        x, h, c, *w = leaves
+        results = forward(
+            x, h, c, w, batch_sizes, lengths, reset, dropout_mask, bidirectional, True, grad_cells is not None
+        )
+        pairs = [
+            (out, grad)
+            for out, grad in zip(results[:4], (grad_output, grad_h_n, grad_c_n, grad_cells), strict=True)
+            if grad is not None and out.requires_grad
+        ]
+        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+        found = iter(_vector_jacobian(pairs, wanted))
+    grads = [next(found) if need else input.new_empty(0) for need in needed]
+    return grads[0], grads[1], grads[2], grads[3:]
+
+
+def _vector_jacobian(
+    pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], create_graph: bool = False
+) -> list[Tensor]:
+    """Gradients of the sum of out * grad over the pairs; zeros where an input has no part in it."""
+    outs, grads = [p[0] for p in pairs], [p[1] for p in pairs]
+    found = (
+        torch.autograd.grad(outs, inputs, grads, allow_unused=True, create_graph=create_graph)
+        if outs
+        else [None] * len(inputs)
+    )
+    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
+
+
+def _fake_forward(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    dropout_mask: Tensor | None,
+    bidirectional: bool,
+    for_backward: bool,
+    all_cells: bool,
+    backend: str,
+) -> Outputs:
+    directions = 2 if bidirectional else 1
+    states, _, P = h0.shape
+    H = c0.size(2)
+    rows = input.shape[:-1]
+    saves = for_backward and BACKENDS[backend].saves
+    return Outputs(
+        input.new_empty((*rows, directions * P)),
+        h0.new_empty(h0.shape),
+        c0.new_empty(c0.shape),
+        input.new_empty((states, *rows, H) if saves or all_cells else (0,)),
+        input.new_empty((states, *rows, 4 * H) if saves else (0,)),
+        input.new_empty((states // directions - 1, *rows, directions * P) if saves else (0,)),
+    )
+
+
+def _fake_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    input, h0, c0, weights = args[4:8]
+    input_needs_grad, weights_need_grad = args[17:19]
+    return (
+        input.new_empty(input.shape if input_needs_grad else (0,)),
+        h0.new_empty(h0.shape),
+        c0.new_empty(c0.shape),
+        [w.new_empty(w.shape if weights_need_grad else (0,)) for w in weights],
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, *flags = inputs
+    ctx.bidirectional, for_backward, all_cells, ctx.backend = flags
+    ctx.num_weights = len(weights)
+    out, _, _, cells, gates, hidden = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(gates, hidden, *([] if all_cells else [cells]))
+    filled = (out, cells, gates, hidden) if for_backward and BACKENDS[ctx.backend].saves else ()
+    ctx.save_for_backward(input, h0, c0, *weights, batch_sizes, lengths, reset, dropout_mask, *filled)
+
+
+def _gradients(
+    ctx: Any, grads: tuple[Tensor | None, ...], input_needs_grad: bool, weights_need_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    input, h0, c0, *rest = ctx.saved_tensors
+    weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
+    batch_sizes, lengths, reset, dropout_mask, *filled = rest
+    if not filled:
+        filled = _fill(ctx, input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask)
+    # only where a graph of the backward pass is wanted is there anything to record
+    below = contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
+    with below:
+        return torch.ops.cnnlstm_fast.lstm_backward.default(
+            *grads[:4],
+            input,
+            h0,
+            c0,
+            weights,
+            batch_sizes,
+            lengths,
+            reset,
+            dropout_mask,
+            *filled,
+            ctx.bidirectional,
+            input_needs_grad,
+            weights_need_grad,
+            ctx.backend,
+        )
+
+
+def _fill(ctx: Any, *inputs: Any) -> list[Tensor]:
+    """output, cells, gates and hidden where the forward pass kept none of them."""
+    if not BACKENDS[ctx.backend].saves:
+        return [inputs[0].new_empty(0)] * 4  # differentiable code, whose backward looks at none of them
+    with torch._C._AutoDispatchBelowAutograd():
+        output, _, _, *rest = torch.ops.cnnlstm_fast.lstm.default(
+            *inputs, ctx.bidirectional, True, False, ctx.backend
+        )
+    return [output, *rest]
+
+
+def _autograd_forward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    """Gradient of ``lstm``."""
+    need_input, need_h0, need_c0, need_weights = ctx.needs_input_grad[:4]
+    weights_need_grad = any(need_weights) if isinstance(need_weights, (list, tuple)) else bool(need_weights)
+    grad_input, grad_h0, grad_c0, grad_weights = _gradients(ctx, grads, need_input, weights_need_grad)
+    return (
+        grad_input if need_input else None,
+        grad_h0 if need_h0 else None,
+        grad_c0 if need_c0 else None,
+        grad_weights if weights_need_grad else [None] * ctx.num_weights,
+        *[None] * 8,
+    )
+
+
+class EagerLSTM(torch.autograd.Function):
+    """The same formula for eager calls. torch.library's own wrapper flattens the list of weights with pytree at
+    every call, which took about 150 us of a training step of one layer; this one takes them one by one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        dropout_mask: Tensor | None,
+        flags: tuple[Any, ...],
+        input: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        inputs = (input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, *flags)
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = torch.ops.cnnlstm_fast.lstm.default(*inputs)
+        _save_for_backward(ctx, inputs, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        need_input, _, _, *need_weights = needs = ctx.needs_input_grad[5:]
+        *first, of_weights = _gradients(ctx, grads, need_input, any(need_weights))
+        found = zip((*first, *of_weights), needs, strict=True)
+        return (None, None, None, None, None, *[grad if need else None for grad, need in found])
+
+
+def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grads, (input, h0, c0, weights), (batch_sizes, lengths, reset, dropout_mask) = (
+        inputs[:4],
+        inputs[4:8],
+        inputs[8:12],
+    )
+    ctx.bidirectional, ctx.input_needs_grad, ctx.weights_need_grad = inputs[16:19]
+    ctx.num_weights = len(weights)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*grads, batch_sizes, lengths, reset, dropout_mask, input, h0, c0, *weights)
+
+
+def _autograd_backward(
+    ctx: Any,
+    grad_grad_input: Tensor | None,
+    grad_grad_h0: Tensor | None,
+    grad_grad_c0: Tensor | None,
+    grad_grad_weights: list[Tensor | None] | None,
+) -> tuple[Any, ...]:
+    """Gradient of ``lstm_backward``: the reference's own double backward, slow but right."""
+    grads = ctx.saved_tensors[:4]
+    batch_sizes, lengths, reset, dropout_mask = ctx.saved_tensors[4:8]
+    with torch.enable_grad():
+        x, h0, c0, *weights = leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors[8:]]
+        seeds = [None if g is None else g.detach().requires_grad_() for g in grads]
+        outs = reference.lstm(
+            x, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, ctx.bidirectional
+        )
+        pairs = [(out, seed) for out, seed in zip(outs, seeds, strict=True) if seed is not None]
+        first = _vector_jacobian(pairs, leaves, create_graph=True)
+        outer = [grad_grad_input, grad_grad_h0, grad_grad_c0]
+        outer += grad_grad_weights or [None] * len(weights)
+        # a gradient that was not asked for came out as an empty tensor, and so does what flows back to it
+        wanted = [ctx.input_needs_grad, True, True, *[ctx.weights_need_grad] * len(weights)]
+        pairs = [
+            (g, gg)
+            for g, gg, want in zip(first, outer, wanted, strict=True)
+            if gg is not None and want and g.requires_grad
+        ]
+        present = [seed for seed in seeds if seed is not None]
+        found = _vector_jacobian(pairs, [*leaves, *present])
+    of_leaves, of_seeds = found[: len(leaves)], iter(found[len(leaves) :])
+    return (
+        *[None if seed is None else next(of_seeds) for seed in seeds],
+        *of_leaves[:3],
+        of_leaves[3:],
+        *[None] * 12,
+    )
+
+
+def _register() -> None:
+    for schema in (Path(__file__).parent / "operators.schema").read_text().splitlines():
+        name, signature = schema.split("(", 1)
+        implementation = {"lstm": _forward, "lstm_backward": _backward}[name]
+        if _native.available:
+            _LIBRARY.impl(f"{name}_python", implementation, "CompositeExplicitAutograd")
+        else:
+            _LIBRARY.define(f"{name}({signature}", tags=(torch.Tag.pt2_compliant_tag,))
+        # where the library has no kernel of its own for a device
+        _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake("cnnlstm_fast::lstm", _fake_forward, lib=_LIBRARY)
+    torch.library.register_fake("cnnlstm_fast::lstm_backward", _fake_backward, lib=_LIBRARY)
+    torch.library.register_autograd(
+        "cnnlstm_fast::lstm", _autograd_forward, setup_context=_save_for_backward, lib=_LIBRARY
+    )
+    torch.library.register_autograd(
+        "cnnlstm_fast::lstm_backward",
+        _autograd_backward,
+        setup_context=_save_for_double_backward,
+        lib=_LIBRARY,
+    )
+
+
+_register()

@@ -1,0 +1,54 @@
+#include "torch/cpu/engine.h"
+
+#include <ATen/native/CPUBlas.h>
+
+#include "cpu/amx.h"
+#include "cpu/isa.h"
+
+namespace cnnlstm {
+
+namespace {
+
+// ATen remembers which tiles it has configured, and so has to be told before others are.
+thread_local bool aten_has_tiles = false;
+
+void release() {
+  if (aten_has_tiles) at::native::cpublas::brgemm_release();
+  aten_has_tiles = false;
+  release_amx();
+}
+
+// A call of ATen's costs more than the product of a few rows.
+void multiply(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
+              const void* B, float* C) {
+  if (M <= kAmxRows) {
+    if (aten_has_tiles) release();
+    return multiply_amx(M, N, K, lda, ldb, ldc, A, B, C);
+  }
+  if (!aten_has_tiles) release_amx();
+  aten_has_tiles = true;
+  at::native::cpublas::brgemm(M, N, K, lda, ldb, ldc, true, static_cast<const at::BFloat16*>(A),
+                              static_cast<const at::BFloat16*>(B), C);
+}
+
+}  // namespace
+
+MatrixEngine matrix_engine(at::ScalarType dtype) {
+  if (dtype != at::kBFloat16 || active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(dtype) ||
+      !has_amx_bf16()) {
+    return {};
+  }
+  return {multiply, release, nullptr};
+}
+
+MatrixEngine int8_engine() {
+  if (active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(at::kByte)) return {};
+  return {nullptr, [] { at::native::cpublas::brgemm_release(); },
+          [](int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const uint8_t* A,
+             const int8_t* B, int32_t* C) {
+            at::native::cpublas::brgemm(M, N, K, lda, ldb, ldc, false, A,
+                                        reinterpret_cast<const signed char*>(B), C);
+          }};
+}
+
+}  // namespace cnnlstm

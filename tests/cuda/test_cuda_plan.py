@@ -1,0 +1,319 @@
+"""How the CUDA kernels' work is split: every plan for thousands of sizes on six GPUs, and its expected time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import spec_of
+
+from cnnlstm_fast import _native
+from cnnlstm_fast.recurrent.backends import cuda_plan
+
+pytestmark = pytest.mark.skipif(_native._C is None, reason="without the native part there are no plans")
+
+KB = 1024
+SEQUENCES, GROUP, PIECE = 8, 8, 32  # of a batch tile, units of a group, bytes of a piece: csrc/cuda/layout.h
+BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
+HIDDEN = (*range(1, 20), 31, 40, 63, 64, 65, 96, 100, 127, 128, 129, 136, 192, 200, 256, 257, 320, 384, 500, 512, 513,
+          640, 768, 1000, 1024, 1025, 1536, 2048, 4096)  # fmt: skip
+BATCHES = (1, 2, 7, 8, 9, 16, 33, 64, 100, 128, 500, 1024, 5000)
+
+
+def gpu(sm: int, multiprocessors: int, shared_kb: int, largest_cluster: int, l2_mb: int) -> dict[str, Any]:
+    return {
+        "sm": sm,
+        "multiprocessors": multiprocessors,
+        "shared_bytes": shared_kb * KB,
+        "largest_cluster": largest_cluster,
+        "l2_bytes": l2_mb * KB * KB,
+        "measured": False,
+        "costs": {} if _native._C is None else _native._C.gpu_costs("a GPU that nobody has", sm),
+    }
+
+
+GPUS = {
+    "A100": gpu(80, 108, 163, 0, 40),
+    "RTX 3090": gpu(86, 82, 99, 0, 6),
+    "RTX 4090": gpu(89, 128, 99, 0, 72),
+    "H100": gpu(90, 132, 227, 16, 50),
+    "B200": gpu(100, 148, 227, 16, 126),
+    "RTX 5090": gpu(120, 170, 99, 8, 96),
+}
+
+
+def plan(
+    name: str, H: int, B: int, D: int = 1, number: str = "bfloat16", backward: bool = False
+) -> dict[str, Any]:
+    return _native._C.plan(GPUS[name], backward, number, H, B, D)
+
+
+def every_plan(name: str, backward: bool) -> Iterator[tuple[str, int, int, int, dict[str, Any]]]:
+    for number, H, B, D in itertools.product(BYTES, HIDDEN, BATCHES, (1, 2)):
+        for found in _native._C.plans(GPUS[name], backward, number, H, B, D):
+            yield number, H, B, D, found
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("name", GPUS)
+def test_every_plan_fits_its_gpu(name: str, backward: bool) -> None:
+    device = GPUS[name]
+    ways = set()
+    for number, H, B, D, p in every_plan(name, backward):
+        where = (number, H, B, D, p)
+        ways.add(p["way"])
+        assert p["batch_tiles"] == math.ceil(B / (SEQUENCES * p["batch"])), where
+        assert 0 < p["floor_seconds"] <= p["step_seconds"] < 1, where
+        if p["way"] == "step":
+            continue
+        warps = p["groups"] * p["splits"]
+        assert p["threads"] == 32 * warps <= 512, where
+        assert p["blocks"] * p["groups"] * GROUP >= H and not (backward and p["groups"] % 2), where
+        assert p["turns"] * p["splits"] * p["tiles"] * PIECE >= H * BYTES[number], where
+        assert 0 < p["shared_bytes"] <= device["shared_bytes"], where
+        assert p["shared_bytes"] % 16 == 0, where
+        assert 1 <= p["tiles_at_once"] <= min(p["batch_tiles"], 65535), where
+        if p["way"] == "block":
+            assert p["blocks"] == p["splits"] == 1 and p["tiles"] in (4, 8), where
+        else:
+            assert p["tiles"] == (4 if p["way"] == "stream" else 8), where
+            assert p["splits"] >= 2 and p["blocks"] >= 2, where
+        if p["way"] == "stream":  # a warp for each 32 cells
+            assert 1 <= p["batch"] <= min(4, p["splits"] / 2), where
+        else:
+            assert p["turns"] == p["batch"] == 1, where
+        if p["way"] == "cluster":
+            assert device["sm"] >= 90 and p["blocks"] in (2, 4, 8, 16), where
+            assert p["blocks"] <= device["largest_cluster"], where
+        if p["way"] in ("grid", "stream"):
+            assert p["blocks"] * p["tiles_at_once"] * D <= device["multiprocessors"], where
+    assert ways == {"block", "grid", "stream", "step"} | ({"cluster"} if device["largest_cluster"] else set())
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_the_bytes_that_a_plan_asks_for(backward: bool) -> None:
+    """Shared memory, packed weights and words of the exchange, counted once more from what the kernels keep there."""
+    for number, H, B, D, p in itertools.chain(every_plan("H100", backward), every_plan("A100", backward)):
+        if p["way"] == "step":
+            assert p["shared_bytes"] == p["exchange_bytes"] == 0
+            continue
+        warps, unit = p["groups"] * p["splits"], (4 if backward else 1) * BYTES[number]
+        units = p["blocks"] * p["groups"] * GROUP
+        read = p["splits"] * p["tiles"] * PIECE * (4 if backward else 1)
+        stream = p["way"] == "stream"
+        row = -(-max(read, 0 if stream else units * unit) // 128) * 128 + 16
+        tiles = (1 if p["way"] == "grid" else 2) * SEQUENCES * p["batch"] * row
+        of_cell = 32 if stream else 4 * 4 * 4  # gate inputs, c and h; gate inputs of four steps
+        ring = 0 if backward else of_cell * p["groups"] * GROUP * SEQUENCES * p["batch"]
+        bias = 0 if backward else p["groups"] * GROUP * 4 * 4
+        sums = (16 * 16 * 2 if backward else 32 * 8 * 4) * warps if p["splits"] > 1 or backward else 0
+        sums *= p["batch"]
+        barriers = 16 if p["way"] == "cluster" else 0
+        assert p["shared_bytes"] == tiles + ring + bias + sums + barriers, (number, H, B, D, p)
+        exchanged = p["batch_tiles"] * p["batch"] * SEQUENCES if p["way"] in ("grid", "stream") else 0
+        words = 2 * D * exchanged * units * unit // 4
+        packed = D * p["blocks"] * p["turns"] * warps * 32 * 8 * p["tiles"] * 4
+        assert p["exchange_bytes"] == packed + 8 * words, (number, H, B, D, p)
+
+
+def once(places: list[Any]) -> None:
+    assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize("number", BYTES)
+def test_every_weight_lies_in_one_warp_alone(number: str) -> None:
+    """By the formulas of csrc/cuda/plan.h: each row and each k of every gate, exactly once."""
+    seen = set()
+    for H in HIDDEN:
+        for p in _native._C.plans(GPUS["H100"], False, number, H, 1, 1):
+            shape = (p["groups"], p["splits"], p["tiles"], p["turns"], p["blocks"])
+            if p["way"] == "step" or (H, shape) in seen:
+                continue
+            seen.add((H, shape))
+            groups, splits, tiles, turns, blocks = shape
+            warps = range(groups * splits)
+            owned = [((b * groups + w % groups), w // groups) for b in range(blocks) for w in warps]
+            once(owned)
+            units = {(g * GROUP + lane // 4) for g, _ in owned for lane in range(32)}
+            assert units >= set(range(H))
+            parts = itertools.product(range(turns), range(splits), range(tiles))
+            pieces = [(turn * splits + part) * tiles + piece for turn, part, piece in parts]
+            assert pieces == list(range(turns * splits * tiles))
+            assert len(pieces) * PIECE // BYTES[number] >= H
+
+
+@pytest.mark.parametrize("number", BYTES)
+def test_every_weight_lies_in_one_warp_alone_on_the_way_back(number: str) -> None:
+    seen = set()
+    for H in HIDDEN:
+        for p in _native._C.plans(GPUS["H100"], True, number, H, 1, 1):
+            shape = (p["groups"], p["splits"], p["tiles"], p["turns"], p["blocks"])
+            if p["way"] == "step" or (H, shape) in seen:
+                continue
+            seen.add((H, shape))
+            groups, splits, tiles, turns, blocks = shape
+            # a warp has two groups, and twice the pieces of every second part
+            owned = [
+                ((b * groups + w % groups) // 2, 2 * (w // groups) + w % groups % 2)
+                for b in range(blocks)
+                for w in range(groups * splits)
+            ]
+            once(owned)
+            units = {pair * 2 * GROUP + row for pair, _ in owned for row in range(16)}
+            assert units >= set(range(H))
+            assert {part for _, part in owned} == set(range(2 * splits))
+            assert turns * 2 * splits * 2 * tiles * PIECE // BYTES[number] >= 4 * H
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_launches_cover_the_batch_once(name: str) -> None:
+    for number, H, B, D, p in every_plan(name, False):
+        begins = range(0, p["batch_tiles"], p["tiles_at_once"])
+        tiles = [
+            t for first in begins for t in range(first, min(first + p["tiles_at_once"], p["batch_tiles"]))
+        ]
+        assert tiles == list(range(math.ceil(B / (SEQUENCES * p["batch"])))), (number, H, D, p)
+
+
+def test_a_batch_larger_than_a_grid_takes_several_launches() -> None:
+    p = plan("H100", 64, 8 * 70000)
+    assert (p["way"], p["batch_tiles"], p["tiles_at_once"]) == ("block", 70000, 65535)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("name", GPUS)
+def test_the_way_by_size(name: str, backward: bool) -> None:
+    def ways(H: int, B: int, number: str = "bfloat16") -> str:
+        return plan(name, H, B, number=number, backward=backward)["way"]
+
+    for B in (1, 16, 256):
+        assert {ways(H, B) for H in (1, 16, 64)} == {ways(H, B, "tf32") for H in (1, 16)} == {"block"}
+        if GPUS[name]["sm"] in (80, 90, 100):  # elsewhere tensor cores are so much slower that more SMs pay
+            assert {ways(H, B) for H in (65, 100, 128)} == {ways(64, B, "tf32")} == {"block"}
+        assert ways(4096, B) == "step"
+    kept = ("cluster", "grid") if GPUS[name]["largest_cluster"] else ("grid",)
+    assert all(ways(H, 8) in kept for H in (129, 200, 256, 384, 512))
+    if GPUS[name]["multiprocessors"] >= 108:
+        assert all(ways(H, 8) in kept for H in (640, 768, 1000, 1024))
+    assert ways(1024, 4096) == "step"
+
+
+def test_the_cheaper_exchange_is_taken() -> None:
+    """A cluster whose sends cost next to nothing, a grid whose words do, and the other way round."""
+    for cheap, way in (("send_8", "cluster"), ("word", "grid")):
+        costs = GPUS["H100"]["costs"] | dict.fromkeys(("send_2", "send_4", "send_8", "send_16", "word"), 1e5)
+        found = _native._C.plan(GPUS["H100"] | {"costs": costs | {cheap: 1.0}}, False, "bfloat16", 256, 16, 1)
+        assert found["way"] == way
+        assert way == "grid" or found["blocks"] == 8
+
+
+def test_directions_share_the_gpu() -> None:
+    """Two directions of 64 blocks do not run at once on 108 multiprocessors: other blocks, or no grid."""
+    one, two = plan("A100", 1024, 8), plan("A100", 1024, 8, D=2)
+    assert one["way"] == "grid" and 2 * one["blocks"] > 108
+    assert two["way"] == "step" or 2 * two["blocks"] <= 108
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("name", GPUS)
+def test_more_work_never_takes_less_time(name: str, backward: bool) -> None:
+    for number, D in itertools.product(BYTES, (1, 2)):
+        for H in HIDDEN:
+            times = [plan(name, H, B, D, number, backward)["step_seconds"] for B in BATCHES]
+            assert times == sorted(times), (number, H, D, times)
+        for B in BATCHES:
+            # sizes that fill their blocks, since between them a smaller one may be split worse; a lone block is
+            # taken for less than half as much again
+            times = [
+                plan(name, H, B, D, number, backward)["step_seconds"] for H in (64, 128, 256, 512, 1024, 2048)
+            ]
+            assert all(a <= 1.5 * b for a, b in itertools.pairwise(times)), (number, B, D, times)
+            one, two = (plan(name, 256, B, D, number, backward)["step_seconds"] for D in (1, 2))
+            assert one <= two, (number, B)
+
+
+def test_misuse_is_said_in_a_sentence() -> None:
+    for H, B, D in ((0, 1, 1), (64, 0, 1), (64, 1, 3), (-5, 1, 1), (2**31, 1, 1)):
+        with pytest.raises(ValueError, match="H, B, D: expected"):
+            _native._C.plan(GPUS["H100"], False, "bfloat16", H, B, D)
+    with pytest.raises(ValueError, match="number: expected"):
+        _native._C.plan(GPUS["H100"], False, "int8", 64, 1, 1)
+
+
+def test_a_later_architecture_has_the_costs_of_the_latest_known_one() -> None:
+    costs = _native._C.gpu_costs
+    assert costs("?", 87) == costs("?", 86) != costs("?", 80)
+    assert costs("?", 130) == costs("?", 120)
+    assert all(cost > 0 for name, cost in costs("?", 90).items())
+    assert {name for name, cost in costs("?", 80).items() if cost == 0} == {
+        *("send_2", "send_4", "send_8", "send_16", "cluster")
+    }
+
+
+def test_a_plan_in_words() -> None:
+    x = torch.zeros(5, 16, 8, dtype=torch.bfloat16)
+
+    def words(H: int, registers: Any = None, **facts: Any) -> str:
+        weights = [torch.zeros(4 * H, k, dtype=torch.bfloat16) for k in (8, H)]
+        spec = spec_of(x, None, weights, bias=False)._replace(device="cuda", **facts)
+        return cuda_plan.describe(spec, GPUS["H100"], registers)
+
+    found = words(256, grad=False)
+    p = plan("H100", 256, 16)
+    assert found.startswith(
+        f"forward: clusters of {p['blocks']} blocks for 8 sequences, {p['threads']} threads a block"
+    )
+    assert "64 registers of weights" in found and "guessed costs" in found and "backward" not in found
+    assert f"{1e6 * p['step_seconds']:.2f} us a step expected" in found
+    assert "; backward: " in words(256, grad=True)
+    asked = []
+
+    def registers(*what: Any) -> int:
+        asked.append(what[1:])
+        return 117 + len(asked)
+
+    told = words(256, registers=registers, grad=True)
+    assert told.count("118 registers, among them 64") == told.count("119 registers, among them 64") == 1
+    assert asked == [(backward, "bfloat16", 256, 16, 1) for backward in (False, True)]
+    assert "blocks of one grid for 16 sequences, which read the weights in every step" in words(
+        1536, grad=False
+    )
+    assert words(64, grad=False).startswith("forward: one block for 8 sequences")
+    assert words(4096, grad=False, B=None).startswith(
+        "forward: a product of a library's and a kernel for the cells"
+    )
+
+
+TOLERANCE = 3.0
+"""Within this factor of each other lie the expected and the measured time of a step."""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("H", [64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("B", [1, 16, 128])
+def test_expected_times_against_measured_ones(H: int, B: int) -> None:
+    """What a call of 1024 more steps takes longer."""
+    from cnnlstm_fast import LSTM
+
+    layer = LSTM(64, H, backend="cuda").to("cuda", torch.bfloat16)
+
+    def seconds(T: int) -> float:
+        x = torch.randn(T, B, 64, device="cuda", dtype=torch.bfloat16)
+        found = math.inf
+        for _ in range(8):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            with torch.no_grad():
+                layer(x)
+            torch.cuda.synchronize()
+            found = min(found, time.perf_counter() - start)
+        return found
+
+    measured = (seconds(1280) - seconds(256)) / 1024
+    expected = _native._C.plan(_native._C.cuda_gpu(0), False, "bfloat16", H, B, 1)["step_seconds"]
+    assert expected / TOLERANCE < measured < TOLERANCE * expected

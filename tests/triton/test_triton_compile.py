@@ -1,0 +1,65 @@
+"""Every Triton kernel, compiled for GPUs that need not be here, and what a new length costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+SCRIPT = Path(__file__).parents[1] / "triton_compile.py"
+
+
+def compile_for(*arguments: str) -> list[dict[str, Any]]:
+    """In a process of its own: here the kernels may be interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sm", [80, 90, 100, 120])
+def test_every_plan_compiles_and_fits(sm: int) -> None:
+    found = compile_for(str(sm))
+    assert {job["kernel"] for job in found} == {
+        *("forward", "forward streamed", "backward", "backward streamed", "entering", "states")
+    }
+    assert {job["plan"][0] for job in found if job["plan"]} == {"block", "grid", "stream"}
+    wrong = [
+        job
+        for job in found
+        if "error" in job or job["spilled"] or job["stack"] or job["shared"] > job["most_shared"]
+    ]
+    assert not wrong, wrong[:5]
+
+
+def test_a_new_length_or_batch_compiles_nothing() -> None:
+    """Numbers that change from call to call take part in no kernel's signature."""
+    for kernel in compile_for("--signatures"):
+        numbers = {
+            "first_row",
+            "first_row_reverse",
+            "M",
+            "T",
+            "B",
+            "N",
+            "H",
+            "s_begin",
+            "s_end",
+            "n_begin",
+            "n_end",
+        }
+        changing = numbers & set(kernel["arguments"])
+        assert {"N", "H"} | (set() if kernel["kernel"] == "states" else {"T", "B"}) <= changing
+        assert changing <= set(kernel["not_specialized"]), kernel
+        assert not changing & set(kernel["constexprs"]), kernel
