@@ -7,18 +7,30 @@ STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Of this machine's GPUs alone; without one, two that the checks ask for. All of them would take minutes.
 export CNNLSTM_CUDA_ARCHS ?= native
+# The tests of a tier run on two workers; those that need the machine to themselves follow, one at a time.
+PYTEST := $(BIN)/python -m pytest --benchmark-disable tests $(wildcard bench/test_*.py)
 SWITCHES := NATIVE=$(CNNLSTM_NATIVE) CUDA=$(CNNLSTM_CUDA) $(CNNLSTM_CUDA_ARCHS) $(CUDA_HOME) $(CXX)
 NATIVE_SOURCES := CMakeLists.txt setup.py cnnlstm_fast/recurrent/operators.schema $(shell find csrc -type f)
 
-.PHONY: help demo test lint sanitize bench build clean
+.PHONY: help demo test test-slow lint sanitize bench build clean
 help:
-	@echo "make demo | test | lint | sanitize | bench | build | clean"
+	@echo "make demo | test | test-slow | lint | sanitize | bench | build | clean"
 
 demo: $(STAMPS)/demo $(STAMPS)/native
 	@$(BIN)/cnnlstm-fast demo
 
 test: $(STAMPS)/test $(STAMPS)/native $(STAMPS)/emulator
-	@$(BIN)/python -m pytest tests $(wildcard bench/test_*.py) --benchmark-disable
+	@failed=0; \
+	$(PYTEST) -n 2 -m "not slow and not serial" || failed=1; \
+	$(PYTEST) -m "serial and not slow" || failed=1; \
+	exit $$failed
+
+# What `test` leaves out, and more draws of what is drawn at random.
+test-slow: $(STAMPS)/test $(STAMPS)/native $(STAMPS)/emulator
+	@failed=0; \
+	$(PYTEST) -n 2 --hypothesis-profile=slow -m "(slow or drawn) and not serial" || failed=1; \
+	$(PYTEST) --hypothesis-profile=slow -m "(slow or drawn) and serial" || failed=1; \
+	exit $$failed
 
 lint: $(STAMPS)/dev
 	@$(BIN)/ruff check .

@@ -1,5 +1,5 @@
-"""What all tests share: the gpu marker, fixed seeds, the CUDA kernels on the CPU, pytest-timeout's setting where it is
-missing."""
+"""What all tests share: the tiers, the gpu marker, fixed seeds, the CUDA kernels on the CPU, and the settings of plugins
+that may be missing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import os
 import random
 import zlib
+from collections import Counter
 
 import pytest
 import torch
@@ -15,9 +16,29 @@ if not torch.cuda.is_available():
     # before anything imports Triton: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import emulator  # after that: it imports the package
+import emulator  # after that: they import the package
+import helpers
 
 emulator.load()
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core to itself. What a test needs of threads it sets.
+    torch.set_num_threads(1)
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    for profile, max_examples in (("fast", 100), ("slow", 700)):
+        settings.register_profile(
+            profile,
+            max_examples=max_examples,
+            deadline=None,
+            derandomize=False,
+            database=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        )
+    settings.load_profile("fast")  # --hypothesis-profile=slow chooses the other one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,13 +46,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addini("timeout", "ignored: pytest-timeout is not installed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     skip = pytest.mark.skip(reason="no NVIDIA GPU that this PyTorch can use")
+    seen: Counter[str] = Counter()
     for item in items:
-        if "gpu" in item.keywords:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(skip)
+        elif sampled := item.get_closest_marker("sampled"):
+            if left_to_slow_tier(item, *sampled.args, seen=seen):
+                item.add_marker(pytest.mark.slow)
+
+
+def left_to_slow_tier(item: pytest.Item, n: int, which: str = "all", *, seen: Counter[str]) -> bool:
+    """Whether a case of a test marked ``sampled(n)`` is not an n-th one, in the order of collection."""
+    if which == "interpreted":
+        if item.callspec.params["backend"] not in helpers.INTERPRETED:  # type: ignore[attr-defined]
+            return False
+    elif which != "all":
+        raise pytest.UsageError(f"{item.nodeid}: sampled(n) or sampled(n, 'interpreted'), got {which!r}.")
+    test = item.nodeid.partition("[")[0]
+    seen[test] += 1
+    return (seen[test] - 1) % n > 0
 
 
 @pytest.fixture(autouse=True)

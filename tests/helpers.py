@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,10 @@ from cnnlstm_fast.recurrent.canonical import LSTMSpec, validate
 
 SEED = int(os.environ.get("CNNLSTM_TEST_SEED") or random.SystemRandom().randrange(1 << 31))
 EXACT = [name for name, backend in BACKENDS.items() if not backend.approximate]
+INTERPRETED = () if torch.cuda.is_available() else ("triton", "cuda")
+"""Backends whose GPU kernels are interpreted or emulated here, a step of them in milliseconds."""
+INTERPRETED_T = 7
+"""T is a loop count of theirs, and what depends on it (the chunks of gate inputs) has tests of its own."""
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -294,6 +298,9 @@ def check_case(
         backward: compare the gradients, too.
         part: makes a run that gives a part of the results alone.
     """
+    interpreted = backend in INTERPRETED and device == "cpu"
+    if interpreted:
+        case = case._replace(T=min(case.T, INTERPRETED_T))
 
     def draw(k: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         data = make(case, dtype, SEED + k)
@@ -306,7 +313,6 @@ def check_case(
                 return got, eager, results(part(oracle), data.to(torch.float64, device), backward)
 
     size = case.T * case.B * case.H
-    interpreted = backend in ("triton", "cuda") and device == "cpu"
     # slow, and a draw that fails asks for more by itself
     check(draw, dtype, 1 if interpreted or not size else min(8, 1 + 500 // size))
 
@@ -387,13 +393,17 @@ def eager_copy(layer: nn.Module) -> nn.LSTM:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    return threads(1)
 
 
 @contextmanager

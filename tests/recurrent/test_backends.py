@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from helpers import (
     require_spec,
     results,
     spec_of,
+    threads,
 )
 from torch import nn
 
@@ -38,6 +40,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @pytest.fixture(autouse=True)
 def _nan_memory():
     with nan_memory():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _two_threads(request: pytest.FixtureRequest):
+    """Of the C++ kernel, so that its threads have to wait for each other."""
+    callspec = getattr(request.node, "callspec", None)
+    with threads(2) if callspec and callspec.params.get("backend") == "cpu" else nullcontext():
         yield
 
 
@@ -105,12 +115,14 @@ CHOSEN_CASES = [
 
 # A draw that fails asks for 31 more, which take minutes where kernels are interpreted.
 @pytest.mark.timeout(600)
+@pytest.mark.sampled(5, "interpreted")
 @pytest.mark.parametrize("case", CHOSEN_CASES, ids=str)
 def test_chosen_case(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:
     check_case(case, backend, dtype, device)
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.sampled(7, "interpreted")
 @pytest.mark.parametrize("case", RANDOM_CASES, ids=str)
 def test_random_case(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:
     check_case(case, backend, dtype, device)

@@ -45,6 +45,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.sampled(7, "interpreted")
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
@@ -58,6 +59,7 @@ def test_opcheck_of_forward(case: Case, grad: bool, dropout: bool, backend: str)
     torch.library.opcheck(LSTM, (*tensors, mask, case.bidirectional, grad, case.cells, backend))
 
 
+@pytest.mark.sampled(4, "interpreted")
 @pytest.mark.parametrize("needs", [(True, True), (False, True), (True, False)], ids=str)
 @pytest.mark.parametrize("case", OP_CASES, ids=str)
 def test_opcheck_of_backward(case: Case, needs: tuple[bool, bool], backend: str) -> None:

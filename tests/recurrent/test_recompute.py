@@ -60,6 +60,7 @@ def gradients(run: Callable[[], Any], leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(results, leaves, [torch.randn_like(t) for t in results]))
 
 
+@pytest.mark.sampled(5, "interpreted")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_results(case: Case, dtype: torch.dtype, backend: str) -> None:
@@ -70,6 +71,7 @@ def test_same_results(case: Case, dtype: torch.dtype, backend: str) -> None:
         same(backend if name.startswith("gradient") else "any", got[name], tensor)
 
 
+@pytest.mark.sampled(3, "interpreted")
 @pytest.mark.parametrize("p", [0.4, 1.0])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_same_gradients_through_dropout(bidirectional: bool, p: float, backend: str) -> None:
@@ -109,6 +111,7 @@ def test_same_double_backward(case: Case, backend: str) -> None:
         same(backend, a, b)
 
 
+@pytest.mark.sampled(4, "interpreted")
 @pytest.mark.parametrize("compiler", ["aot_eager", "aot_eager_decomp_partition"])
 def test_in_a_compiled_graph(compiler: str, backend: str) -> None:
     """The partitioners of the joint graph choose what is kept: the default one, and the one that inductor takes."""
@@ -126,6 +129,7 @@ def test_in_a_compiled_graph(compiler: str, backend: str) -> None:
         assert allocated(lambda: compiled(x)) < mask_and_states + 30_000
 
 
+@pytest.mark.sampled(2, "interpreted")
 def test_opcheck(backend: str) -> None:
     """Of the operator that is told to fill nothing although a gradient is wanted."""
     case = Case(layers=2, bidirectional=True)
