@@ -2,15 +2,26 @@
 
 from ._version import __version__
 from .optimize import explain, optimize, revert
-from .recurrent._identity import _restore
-from .recurrent.backends import BACKENDS
+from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec
+from .recurrent.class_swap import _restore
 from .recurrent.functional import lstm
-from .recurrent.modules import LSTM, fast_twin
+from .recurrent.modules import LSTM, fast_class
 from .verify import verify
 
-__all__ = ["BACKENDS", "LSTM", "LSTMSpec", "__version__", "explain", "lstm", "optimize", "revert", "verify"]
+__all__ = [
+    "BACKENDS",
+    "LSTM",
+    "Backend",
+    "LSTMSpec",
+    "__version__",
+    "explain",
+    "lstm",
+    "optimize",
+    "revert",
+    "verify",
+]
 
-# A pickle names what it needs by module. These are named by the package, so that their files may move.
-for _pickled in (LSTM, LSTMSpec, fast_twin, _restore):
+# A pickle refers to classes and functions by module. These report the package, so that their files may move.
+for _pickled in (LSTM, LSTMSpec, Backend, fast_class, _restore):
     _pickled.__module__ = __name__

@@ -1,5 +1,5 @@
-"""Where layers that version 0.1.0 pickled look for the function that restores them."""
+"""The name by which pickles of version 0.1.0 find the function that restores a layer."""
 
-from .recurrent._identity import _restore
+from .recurrent.class_swap import _restore
 
 __all__ = ["_restore"]

@@ -1,8 +1,8 @@
-"""Loads the compiled part: the operators' library and the module of facts ``_C``.
+"""Loads the compiled part: the operators' library and the extension module ``_C``, which describes the build and the
+machine.
 
-A package without it is a state of its own and not an error: ``available`` is False and ``reason`` says why.
-A library that was built and does not load is an error: it is warned about once, with the reason and how to
-mend it.
+A package without it is valid and not an error: ``available`` is False and ``reason`` gives the cause. A library that
+was built and does not load is an error: one warning gives the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 _HERE = Path(__file__).parent
-_MEND = (
+_REMEDY = (
     "Build it again: `make build` in a checkout, else "
     "`pip install --no-build-isolation --force-reinstall --no-deps cnnlstm-fast`."
 )
@@ -33,28 +33,28 @@ def _minor(version: str) -> str:
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
-    """The module of facts, and why the compiled part is not available, if it is not."""
+    """The module ``_C``, and the reason why the compiled part is not available, if it is not."""
     if not notes.get("native"):
         why = notes.get("native_reason", "nothing was built in this folder (run `make build`)")
         return None, f"the native part was not built: {why}"
     module = None
     try:
         module = importlib.import_module("cnnlstm_fast._C")
-        # A library for another PyTorch may load and crash later, so it is not even tried.
+        # A library for another PyTorch may load and crash later, so it is not loaded.
         built, running = notes["torch"], torch.__version__
         if _minor(built) != _minor(running):
             raise ImportError(f"it was built for PyTorch {_minor(built)}, and this is PyTorch {running}")
         torch.ops.load_library(str(_HERE / "libcnnlstm_fast.so"))
     except (ImportError, OSError) as error:
-        # PyTorch names the file; the linker's own words are in the cause
+        # the message of PyTorch names the file; the dynamic linker's message is in the cause
         why = f"the native part was built but cannot be used: {error.__cause__ or error}"
-        warnings.warn(f"cnnlstm_fast: {why}. Running without it, more slowly. {_MEND}", stacklevel=2)
+        warnings.warn(f"cnnlstm_fast: {why}. Running without it, more slowly. {_REMEDY}", stacklevel=2)
         return module, why
     return module, None
 
 
 notes: dict[str, Any] = _read_notes()
-"""What the build wrote down: ``native``, ``cuda``; where false, ``native_reason``, ``cuda_reason``."""
+"""The record of the build: ``native``, ``cuda``; where false, ``native_reason``, ``cuda_reason``."""
 
 _C, reason = _load()
 available: bool = reason is None
@@ -65,11 +65,11 @@ def facts() -> dict[str, Any]:
 
     Returns:
         ``available``, ``reason`` (why not, or None) and ``notes`` always; ``build``, ``cpu`` and
-        ``cuda_devices`` where the module of facts loads. ``cuda_devices`` is empty without the CUDA part, a
-        driver or a GPU.
+        ``cuda_devices`` where the module ``_C`` loads. ``cuda_devices`` is empty without the CUDA part, a driver or
+        a GPU.
 
     Raises:
-        RuntimeError: CNNLSTM_CPU_ISA names no instruction set of this machine, or CUDA reports an error.
+        RuntimeError: CNNLSTM_CPU_ISA is not an instruction set of this machine, or CUDA reports an error.
     """
     found: dict[str, Any] = {"available": available, "reason": reason, "notes": notes}
     if _C is not None:

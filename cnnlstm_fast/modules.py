@@ -1,5 +1,6 @@
-"""Where layers that version 0.1.0 pickled look for their class: ``recurrent/modules.py`` holds it now."""
+"""The names by which pickles of version 0.1.0 find the LSTM, which is now in ``recurrent/modules.py``."""
 
-from .recurrent.modules import LSTM, fast_twin
+from .recurrent.modules import LSTM
+from .recurrent.modules import fast_class as fast_twin
 
 __all__ = ["LSTM", "fast_twin"]

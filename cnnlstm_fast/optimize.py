@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .recurrent._identity import is_stand_in, set_real_class
 from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
+from .recurrent.class_swap import is_fast, swap_class
 from .recurrent.dispatch import select
-from .recurrent.modules import fast_twin
+from .recurrent.modules import fast_class
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -23,15 +23,15 @@ def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Mo
 
     The modules stay the same objects with the same Parameters, names, hooks and attributes; only their class
     changes, so references to them, optimizers and state dicts stay valid. ``revert`` undoes it. Subclasses of
-    nn.LSTM keep their own methods; what they hand to ``super().forward`` runs fast.
+    nn.LSTM keep their own methods; their calls of ``super().forward`` run fast.
 
     Args:
-        backend: "auto", or a name in ``BACKENDS`` for all of them.
-        recompute: less memory for more time in training, for all of them; see ``cnnlstm_fast.lstm``. For some of
-            them set the attribute of the same name.
+        backend: "auto" or a name in ``BACKENDS``, for all LSTMs.
+        recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
+            layers set their attribute of the same name.
 
     Raises:
-        TypeError: model is no nn.Module.
+        TypeError: model is not an nn.Module.
         ValueError: no backend has that name.
     """
     check_model(model)
@@ -39,8 +39,8 @@ def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Mo
         raise ValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
     for module in model.modules():
         if isinstance(module, nn.LSTM):
-            if not is_stand_in(module):
-                set_real_class(module, fast_twin(type(module)))
+            if not is_fast(module):
+                swap_class(module, fast_class(type(module)))
             for name, value in (("backend", backend), ("recompute", recompute)):
                 if value != getattr(module, name):
                     setattr(module, name, value)
@@ -48,23 +48,23 @@ def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Mo
 
 
 def revert(model: Model) -> Model:
-    """Gives every module that ``optimize`` changed its own class back, in place, and returns the model."""
+    """Restores the original class of every module that ``optimize`` changed, in place, and returns the model."""
     check_model(model)
     for module in model.modules():
-        if is_stand_in(module):
+        if is_fast(module):
             for name in ("backend", "recompute"):
                 module.__dict__.pop(name, None)
-            set_real_class(module, type(module).stands_for)  # type: ignore[attr-defined]
+            swap_class(module, type(module).original_class)  # type: ignore[attr-defined]
     return model
 
 
 def explain(model: nn.Module, example_inputs: Any = None) -> str:
-    """Says for each LSTM in the model which backend runs it, why and how, and why the others do not.
+    """Describes for each LSTM in the model which backend runs it, why and how, and why the others do not.
 
     Args:
         example_inputs: a tuple of the model's arguments, or its single argument. With them the model runs once
-            (without gradient) and the text tells of the calls as they came; without them, of a call of unknown
-            sizes on the parameters' device and dtype.
+            (without gradient) and the text describes the observed calls; without them, a call of unknown sizes on
+            the parameters' device and dtype.
     """
     check_model(model)
     named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.LSTM)]
@@ -74,7 +74,7 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
     lines: list[str] = []
     for name, module in named:
         lines.append(f"{name or '(the model itself)'}: {module._get_name()}({module.extra_repr()})")
-        if not is_stand_in(module):
+        if not is_fast(module):
             lines.append("  not optimized: call cnnlstm_fast.optimize(model)")
             continue
         specs = [_unsized_spec(module)] if seen is None else seen[module]
@@ -94,26 +94,26 @@ def _choice_lines(spec: LSTMSpec, backend: str) -> Iterator[str]:
     except (ValueError, RuntimeError) as error:
         yield f"  fails:    {error}"
         return
-    yield f"  backend:  {_told(choice.backend, choice.reason, spec)}"
+    yield f"  backend:  {_describe(choice.backend, choice.reason, spec)}"
     for name, reason in choice.rejected.items():
-        yield f"  rejected: {_told(BACKENDS[name], reason, spec)}"
+        yield f"  rejected: {_describe(BACKENDS[name], reason, spec)}"
 
 
-def _told(backend: Backend, reason: str, spec: LSTMSpec) -> str:
-    told = f"{backend.name}: {reason}"
-    return f"{told}; {backend.describe(spec)}" if backend.supports(spec) is None else told
+def _describe(backend: Backend, reason: str, spec: LSTMSpec) -> str:
+    text = f"{backend.name}: {reason}"
+    return f"{text}; {backend.describe(spec)}" if backend.supports(spec) is None else text
 
 
 def _observe(model: nn.Module, example_inputs: Any) -> dict[nn.Module, list[LSTMSpec]]:
-    """Runs the model once and notes the distinct calls of each fast layer."""
-    seen: dict[nn.Module, list[LSTMSpec]] = {m: [] for m in model.modules() if is_stand_in(m)}
+    """Runs the model once and records the distinct calls of each fast layer."""
+    seen: dict[nn.Module, list[LSTMSpec]] = {m: [] for m in model.modules() if is_fast(m)}
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        spec = validate(module.call(*args, **kwargs).facts)  # type: ignore[operator]
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        spec = validate(module.call(*args, **kwargs).key)  # type: ignore[operator]
         if spec not in seen[module]:
             seen[module].append(spec)
 
-    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in seen]
+    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in seen]
     try:
         with torch.no_grad():
             model(*as_arguments(example_inputs))
@@ -124,7 +124,7 @@ def _observe(model: nn.Module, example_inputs: Any) -> dict[nn.Module, list[LSTM
 
 
 def as_arguments(example_inputs: Any) -> tuple[Any, ...]:
-    """A tuple stands for the arguments of a model, anything else (a PackedSequence, too) for its only one."""
+    """A tuple is the arguments of a model, anything else (also a PackedSequence) its only argument."""
     if isinstance(example_inputs, tuple) and not isinstance(example_inputs, PackedSequence):
         return example_inputs
     return (example_inputs,)

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from .contract import APPROXIMATE, FLOOR, ErrorRow, Result, bound, compare
 from .optimize import as_arguments, check_model, optimize, revert
-from .recurrent._identity import is_stand_in
 from .recurrent.backends import BACKENDS
+from .recurrent.class_swap import is_fast
 from .timing import interleave, median_ratio
 
 
@@ -152,13 +152,13 @@ def _copy(model: nn.Module) -> nn.Module:
 def _backends(model: nn.Module) -> Iterator[str]:
     """Those that its LSTMs name."""
     for module in model.modules():
-        if is_stand_in(module) and module.backend != "auto":
+        if is_fast(module) and module.backend != "auto":
             yield module.backend  # type: ignore[misc]
 
 
 def _optimized(model: nn.Module) -> nn.Module:
     """With the backends that its LSTMs name already."""
-    named = {m: m.backend for m in model.modules() if is_stand_in(m)}
+    named = {m: m.backend for m in model.modules() if is_fast(m)}
     optimize(model)
     for module, backend in named.items():
         module.backend = backend

@@ -358,7 +358,7 @@ def spec_of(*args: Any, **kwargs: Any) -> LSTMSpec:
         backend="auto",
         recompute=False,
     )
-    return validate(functional.canonicalise(*args, **(defaults | kwargs)).facts)
+    return validate(functional.canonicalise(*args, **(defaults | kwargs)).key)
 
 
 def require(backend: str, data: Data) -> None:

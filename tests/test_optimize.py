@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import cnnlstm_fast
 from cnnlstm_fast import BACKENDS, explain, optimize, revert
-from cnnlstm_fast.recurrent._identity import is_stand_in
+from cnnlstm_fast.recurrent.class_swap import is_fast
 
 
 class Block(nn.Module):
@@ -54,9 +54,9 @@ def test_the_same_objects_in_the_same_places(model: Net) -> None:
     assert optimize(model) is model
     assert [(n, id(m)) for n, m in model.named_modules()] == [(n, id(m)) for n, m in modules]
     assert list(model.state_dict()) == list(state)
-    assert model.alias is model.decoder["lstm"] and is_stand_in(model.alias)
-    assert not is_stand_in(model.decoder["gru"]) and type(model.decoder["gru"]) is nn.GRU
-    assert len(lstms(model)) == 3 and all(map(is_stand_in, lstms(model)))
+    assert model.alias is model.decoder["lstm"] and is_fast(model.alias)
+    assert not is_fast(model.decoder["gru"]) and type(model.decoder["gru"]) is nn.GRU
+    assert len(lstms(model)) == 3 and all(map(is_fast, lstms(model)))
     model(torch.randn(5, 2, 4)).sum().backward()
     before = model.alias.weight_ih_l0.detach().clone()
     optimizer.step()
@@ -89,7 +89,7 @@ def test_nothing_is_left_behind(model: Net) -> None:
 
 def test_the_model_is_an_lstm_itself() -> None:
     layer = nn.LSTM(4, 8)
-    assert optimize(layer) is layer and is_stand_in(layer) and isinstance(layer, nn.LSTM)
+    assert optimize(layer) is layer and is_fast(layer) and isinstance(layer, nn.LSTM)
     assert revert(layer) is layer and type(layer) is nn.LSTM
 
 
@@ -120,7 +120,7 @@ def test_the_training_flag_stays(model: Net, training: bool) -> None:
 
 def test_a_copy_is_independent(model: Net) -> None:
     fast = optimize(copy.deepcopy(model))
-    assert all(map(is_stand_in, lstms(fast))) and not any(map(is_stand_in, lstms(model)))
+    assert all(map(is_fast, lstms(fast))) and not any(map(is_fast, lstms(model)))
 
 
 @pytest.mark.parametrize("call", [optimize, revert, explain])
@@ -134,7 +134,7 @@ def test_unknown_backend_changes_nothing(model: Net) -> None:
     with pytest.raises(ValueError) as caught:
         optimize(model, backend="fastest")
     assert "'fastest'" in str(caught.value) and all(name in str(caught.value) for name in BACKENDS)
-    assert not any(map(is_stand_in, lstms(model)))
+    assert not any(map(is_fast, lstms(model)))
 
 
 # explain

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import cnnlstm_fast
 from cnnlstm_fast import BACKENDS, optimize, verify
 from cnnlstm_fast.contract import ErrorRow
-from cnnlstm_fast.recurrent._identity import is_stand_in
 from cnnlstm_fast.recurrent.backends import Outputs
+from cnnlstm_fast.recurrent.class_swap import is_fast
 from cnnlstm_fast.verify import Report, SpeedRow
 
 
@@ -109,7 +109,7 @@ def test_the_model_is_left_alone(fast: bool, training: bool) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     rng = torch.get_rng_state()
     assert quick(model, X).ok
-    assert is_stand_in(model.lstm) == fast and model.lstm.dropout == 0.5
+    assert is_fast(model.lstm) == fast and model.lstm.dropout == 0.5
     assert all(m.training == training for m in model.modules())
     assert torch.equal(model.conv.weight.grad, torch.ones_like(model.conv.weight))
     assert model.lstm.weight_hh_l0.grad is None

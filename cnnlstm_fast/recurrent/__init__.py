@@ -1,1 +1,1 @@
-"""The LSTM, in the order in which a call goes: modules, functional, canonical, dispatch, ops, one file of backends."""
+"""The LSTM. A call passes modules, functional, canonical, dispatch, ops and one file of backends, in this order."""

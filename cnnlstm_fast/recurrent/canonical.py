@@ -1,7 +1,7 @@
-"""What a call is: its facts, their validation, and LSTMSpec, the summary by which a backend is chosen.
+"""The arguments of a call: CallKey, its validation, and LSTMSpec, the summary by which a backend is chosen.
 
-This is the only place that raises shape, dtype and device errors. Each is one sentence: the argument, what was
-expected, what came, what to do.
+This is the only module that raises shape, dtype and device errors. Each is one sentence: the argument, what was
+expected, what was given, how to fix it.
 
 Dimensions: T steps, B sequences, I input_size, H hidden_size, P = proj_size or H, L num_layers, D directions,
 N rows of a packed sequence.
@@ -19,7 +19,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class LSTMSpec(NamedTuple):
-    """All that the choice of a backend may depend on. ``T`` and ``B`` are None where a graph is being traced,
+    """Everything that the choice of a backend may depend on. ``T`` and ``B`` are None while a graph is being traced,
     since a choice by size would compile one graph per size."""
 
     device: str
@@ -94,29 +94,29 @@ def split_weights(weights: Sequence[Any], num_layers: int, directions: int) -> l
     return [[group(layer * directions + d) for d in range(directions)] for layer in range(num_layers)]
 
 
-class Fact(NamedTuple):
-    """What is known of a tensor without reading it."""
+class TensorKey(NamedTuple):
+    """The properties of a tensor that are known without reading its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
 
 
-def fact(tensor: Tensor) -> Fact:
-    """A ``Fact`` in all but type: made for every tensor of every call, while the names count only in ``validate``,
-    which gives them."""
+def tensor_key(tensor: Tensor) -> TensorKey:
+    """The fields of a ``TensorKey`` as a plain tuple, which is cheaper: one is created for every tensor of every call.
+    Only ``validate``, whose results are cached, needs the field names, and adds them."""
     return tensor.shape, tensor.dtype, tensor.device  # type: ignore[return-value]
 
 
-class Facts(NamedTuple):
-    """Everything about a call that validation and selection look at; hashable, so both are done once."""
+class CallKey(NamedTuple):
+    """Everything that validation and backend selection depend on; hashable, so that their results are cached."""
 
-    input: Fact  # (T, B, I), or (N, I) where batch_sizes is given
-    hx: tuple[Fact, Fact] | None
-    weights: tuple[Fact, ...]
+    input: TensorKey  # (T, B, I), or (N, I) where batch_sizes is given
+    hx: tuple[TensorKey, TensorKey] | None
+    weights: tuple[TensorKey, ...]
     batch_sizes: tuple[int, int] | None  # T and B of a packed sequence
-    lengths: Fact | None
-    reset: Fact | None
+    lengths: TensorKey | None
+    reset: TensorKey | None
     num_layers: int
     bidirectional: bool
     bias: bool
@@ -129,18 +129,18 @@ class Facts(NamedTuple):
     recompute: bool
 
 
-def validate(facts: Facts) -> LSTMSpec:
-    """Checks the facts of a call against each other.
+def validate(key: CallKey) -> LSTMSpec:
+    """Checks the arguments of a call against each other.
 
     Raises:
         ValueError: a shape, dtype or value does not fit.
         RuntimeError: tensors are on different devices.
     """
-    facts = _named(facts)
-    x = facts.input
-    directions = 2 if facts.bidirectional else 1
-    hidden_size = _check_weights(facts, directions)
-    input_size = facts.weights[0].shape[1]
+    key = _named(key)
+    x = key.input
+    directions = 2 if key.bidirectional else 1
+    hidden_size = _check_weights(key, directions)
+    input_size = key.weights[0].shape[1]
     if x.dtype not in FLOAT_DTYPES:
         raise ValueError(
             f"input: expected a floating dtype, got {_name(x.dtype)}; convert it with input.float()."
@@ -150,47 +150,47 @@ def validate(facts: Facts) -> LSTMSpec:
             f"input: expected {input_size} features in its last dimension (the LSTM's input_size), got shape "
             f"{_show(x.shape)}."
         )
-    if x.dtype != facts.weights[0].dtype:
+    if x.dtype != key.weights[0].dtype:
         raise ValueError(
-            f"input: expected the weights' dtype {_name(facts.weights[0].dtype)}, got {_name(x.dtype)}; convert "
+            f"input: expected the weights' dtype {_name(key.weights[0].dtype)}, got {_name(x.dtype)}; convert "
             f"the input, or the model with model.to({x.dtype})."
         )
-    if x.device != facts.weights[0].device:
+    if x.device != key.weights[0].device:
         raise RuntimeError(
-            f"input: expected the weights' device {facts.weights[0].device}, got {x.device}; move one of them "
+            f"input: expected the weights' device {key.weights[0].device}, got {x.device}; move one of them "
             f"with .to()."
         )
-    if facts.batch_sizes is None:
+    if key.batch_sizes is None:
         T, B = x.shape[0], x.shape[1]
     else:
-        T, B = facts.batch_sizes
-    P = facts.proj_size or hidden_size
-    if facts.hx is not None:
-        states = facts.num_layers * directions
-        _check_state("h0", facts.hx[0], (states, B, P), x)
-        _check_state("c0", facts.hx[1], (states, B, hidden_size), x)
-    _check_lengths(facts, B)
-    _check_reset(facts, T, B)
-    if not 0.0 <= facts.dropout <= 1.0:
-        raise ValueError(f"dropout: expected a probability between 0 and 1, got {facts.dropout}.")
+        T, B = key.batch_sizes
+    P = key.proj_size or hidden_size
+    if key.hx is not None:
+        states = key.num_layers * directions
+        _check_state("h0", key.hx[0], (states, B, P), x)
+        _check_state("c0", key.hx[1], (states, B, hidden_size), x)
+    _check_lengths(key, B)
+    _check_reset(key, T, B)
+    if not 0.0 <= key.dropout <= 1.0:
+        raise ValueError(f"dropout: expected a probability between 0 and 1, got {key.dropout}.")
     return LSTMSpec(
         device=x.device.type,
         dtype=x.dtype,
-        T=None if facts.tracing else T,
-        B=None if facts.tracing else B,
+        T=None if key.tracing else T,
+        B=None if key.tracing else B,
         input_size=input_size,
         hidden_size=hidden_size,
-        proj_size=facts.proj_size,
-        num_layers=facts.num_layers,
-        bidirectional=facts.bidirectional,
-        bias=facts.bias,
-        packed=facts.batch_sizes is not None,
-        lengths=facts.lengths is not None,
-        reset=facts.reset is not None,
-        dropout=facts.dropout > 0.0 and facts.num_layers > 1,
-        all_cells=facts.all_cells,
-        grad=facts.grad,
-        tracing=facts.tracing,
+        proj_size=key.proj_size,
+        num_layers=key.num_layers,
+        bidirectional=key.bidirectional,
+        bias=key.bias,
+        packed=key.batch_sizes is not None,
+        lengths=key.lengths is not None,
+        reset=key.reset is not None,
+        dropout=key.dropout > 0.0 and key.num_layers > 1,
+        all_cells=key.all_cells,
+        grad=key.grad,
+        tracing=key.tracing,
     )
 
 
@@ -217,7 +217,7 @@ def check_rows(rows: Tensor) -> None:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Only a tensor or None will do."""
+    """The value is a tensor or None."""
     if value is not None and not isinstance(value, Tensor):
         raise TypeError(
             f"{name}: expected a Tensor, got {type(value).__name__}; convert it with torch.as_tensor()."
@@ -225,7 +225,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_hx(hx: Any, rank: int) -> None:
-    """hx is a pair of tensors of the same rank as the input's batch."""
+    """hx is a pair of tensors of the given rank, 3 for batched and 2 for unbatched input."""
     pair = isinstance(hx, (tuple, list)) and len(hx) == 2
     if not pair or not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
         raise TypeError(f"hx: expected a pair of tensors (h0, c0), got {_describe(hx)}; pass both states.")
@@ -239,8 +239,8 @@ def check_hx(hx: Any, rank: int) -> None:
 
 
 def check_length_values(lengths: Tensor, T: int) -> None:
-    """Every length lies in 0..T. On another device than the CPU, and in a traced graph, the check is an
-    assertion that runs there, so that the host never waits."""
+    """Every length is in 0..T. On devices other than the CPU, and in a traced graph, the check is an assertion on the
+    device, which does not synchronize."""
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
         if lengths.numel():
             low, high = (int(v) for v in torch.aminmax(lengths))
@@ -254,39 +254,39 @@ def check_length_values(lengths: Tensor, T: int) -> None:
         torch._assert_async(((lengths >= 0) & (lengths <= T)).all(), "lengths: expected values from 0 to T.")
 
 
-def _named(facts: Facts) -> Facts:
-    def name(fact: Any) -> Any:
-        return None if fact is None else Fact(*fact)
+def _named(key: CallKey) -> CallKey:
+    def name(fields: Any) -> Any:
+        return None if fields is None else TensorKey(*fields)
 
-    return facts._replace(
-        input=name(facts.input),
-        hx=None if facts.hx is None else (name(facts.hx[0]), name(facts.hx[1])),
-        weights=tuple(map(name, facts.weights)),
-        lengths=name(facts.lengths),
-        reset=name(facts.reset),
+    return key._replace(
+        input=name(key.input),
+        hx=None if key.hx is None else (name(key.hx[0]), name(key.hx[1])),
+        weights=tuple(map(name, key.weights)),
+        lengths=name(key.lengths),
+        reset=name(key.reset),
     )
 
 
-def _check_weights(facts: Facts, directions: int) -> int:
-    """The list has the right count and every weight its shape, dtype and device; returns the hidden size."""
-    per_direction = 2 + 2 * facts.bias + (facts.proj_size > 0)
-    expected = per_direction * directions * facts.num_layers
-    if facts.num_layers < 1 or len(facts.weights) != expected:
+def _check_weights(key: CallKey, directions: int) -> int:
+    """Checks the number of weights and the shape, dtype and device of each; returns the hidden size."""
+    per_direction = 2 + 2 * key.bias + (key.proj_size > 0)
+    expected = per_direction * directions * key.num_layers
+    if key.num_layers < 1 or len(key.weights) != expected:
         raise ValueError(
-            f"weights: expected {expected} tensors (num_layers={facts.num_layers}, {directions} direction(s), "
-            f"{per_direction} each with bias={facts.bias}, proj_size={facts.proj_size}), got {len(facts.weights)}."
+            f"weights: expected {expected} tensors (num_layers={key.num_layers}, {directions} direction(s), "
+            f"{per_direction} each with bias={key.bias}, proj_size={key.proj_size}), got {len(key.weights)}."
         )
-    first = facts.weights[0]
+    first = key.weights[0]
     if len(first.shape) != 2 or first.shape[0] % 4 or first.shape[0] == 0:
         raise ValueError(
             f"weights[0]: expected w_ih of shape (4*hidden_size, input_size), got {_show(first.shape)}."
         )
     H = first.shape[0] // 4
-    P = facts.proj_size or H
-    if not 0 <= facts.proj_size < H:
-        raise ValueError(f"proj_size: expected 0 (none) to less than hidden_size={H}, got {facts.proj_size}.")
+    P = key.proj_size or H
+    if not 0 <= key.proj_size < H:
+        raise ValueError(f"proj_size: expected 0 (none) to less than hidden_size={H}, got {key.proj_size}.")
     wanted = {"w_hh": (4 * H, P), "b_ih": (4 * H,), "b_hh": (4 * H,), "w_hr": (P, H)}
-    for layer, pair in enumerate(split_weights(facts.weights, facts.num_layers, directions)):
+    for layer, pair in enumerate(split_weights(key.weights, key.num_layers, directions)):
         wanted["w_ih"] = (4 * H, first.shape[1] if layer == 0 else directions * P)
         for direction, w in enumerate(pair):
             for name, weight in w._asdict().items():
@@ -308,7 +308,7 @@ def _check_weights(facts: Facts, directions: int) -> int:
     return H
 
 
-def _check_state(name: str, state: Fact, shape: tuple[int, ...], x: Fact) -> None:
+def _check_state(name: str, state: TensorKey, shape: tuple[int, ...], x: TensorKey) -> None:
     if tuple(state.shape) != shape:
         raise ValueError(
             f"{name}: expected shape {_show(shape)} (num_layers*directions, batch, "
@@ -326,11 +326,11 @@ def _check_state(name: str, state: Fact, shape: tuple[int, ...], x: Fact) -> Non
         )
 
 
-def _check_lengths(facts: Facts, B: int) -> None:
-    lengths = facts.lengths
+def _check_lengths(key: CallKey, B: int) -> None:
+    lengths = key.lengths
     if lengths is None:
         return
-    if facts.batch_sizes is not None:
+    if key.batch_sizes is not None:
         raise ValueError(
             "lengths: expected None with a PackedSequence, which has its own; pass only one of them."
         )
@@ -340,18 +340,18 @@ def _check_lengths(facts: Facts, B: int) -> None:
         raise ValueError(
             f"lengths: expected int64, got {_name(lengths.dtype)}; convert it with lengths.long()."
         )
-    if lengths.device != facts.input.device:
+    if lengths.device != key.input.device:
         raise RuntimeError(
-            f"lengths: expected the input's device {facts.input.device}, got {lengths.device}; move it with "
+            f"lengths: expected the input's device {key.input.device}, got {lengths.device}; move it with "
             f"lengths.to(input.device)."
         )
 
 
-def _check_reset(facts: Facts, T: int, B: int) -> None:
-    reset = facts.reset
+def _check_reset(key: CallKey, T: int, B: int) -> None:
+    reset = key.reset
     if reset is None:
         return
-    if facts.batch_sizes is not None:
+    if key.batch_sizes is not None:
         raise ValueError(
             "reset: expected None with a PackedSequence; pass a padded input with lengths instead."
         )
@@ -362,9 +362,9 @@ def _check_reset(facts: Facts, T: int, B: int) -> None:
         )
     if reset.dtype != torch.bool:
         raise ValueError(f"reset: expected bool, got {_name(reset.dtype)}; convert it with reset.bool().")
-    if reset.device != facts.input.device:
+    if reset.device != key.input.device:
         raise RuntimeError(
-            f"reset: expected the input's device {facts.input.device}, got {reset.device}; move it with "
+            f"reset: expected the input's device {key.input.device}, got {reset.device}; move it with "
             f"reset.to(input.device)."
         )
 

@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .backends import BACKENDS, Backend
-from .canonical import Facts, LSTMSpec, validate
+from .canonical import CallKey, LSTMSpec, validate
 
 
 class Choice(NamedTuple):
-    """A backend with the reason for it, and the reason against each one that ``auto`` passed over."""
+    """A backend with the reason for it, and the reason against each one that ``auto`` skipped."""
 
     backend: Backend
     reason: str
@@ -18,19 +18,19 @@ class Choice(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is worked out once for all calls with the same facts."""
+    """What is computed once for all calls with the same key."""
 
     spec: LSTMSpec
     choice: Choice
 
 
 def select(spec: LSTMSpec, backend: str = "auto") -> Choice:
-    """Takes the named backend, or for ``auto`` the first of BACKENDS that can do the job and is not known to be
+    """Selects the named backend, or for ``auto`` the first of BACKENDS that supports the call and is not known to be
     slower than a later one.
 
     Raises:
         ValueError: no backend has that name.
-        RuntimeError: the named backend cannot do the job.
+        RuntimeError: the named backend does not support the call.
     """
     if backend != "auto":
         return _named(spec, backend)
@@ -42,11 +42,11 @@ def select(spec: LSTMSpec, backend: str = "auto") -> Choice:
             reason = "it is approximate, and runs only where it is named"
         if reason is None:
             able.append(candidate)
-            pace = candidate.pace(spec)
-            if pace is None or not pace.slow:
-                why = "the first in order that is not known to be slower" if pace is None else pace.reason
+            speed = candidate.measured_speed(spec)
+            if speed is None or not speed.slow:
+                why = "the first in order that is not known to be slower" if speed is None else speed.reason
                 return Choice(candidate, why, rejected)
-            reason = pace.reason
+            reason = speed.reason
         rejected[candidate.name] = reason
     if not able:
         raise RuntimeError(f"no backend takes the call {spec}: {_list(rejected)}.")
@@ -74,9 +74,9 @@ def _list(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
-def plan(facts: Facts) -> Plan:
-    spec = validate(facts)
-    return Plan(spec, select(spec, facts.backend))
+def plan(key: CallKey) -> Plan:
+    spec = validate(key)
+    return Plan(spec, select(spec, key.backend))
 
 
 cached_plan = lru_cache(maxsize=4096)(plan)

@@ -1,4 +1,4 @@
-"""lstm(): canonical layout -> choice of backend -> one operator -> the caller's layout."""
+"""lstm(): canonical layout -> backend selection -> one operator -> the caller's layout."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .canonical import (
-    Facts,
+    CallKey,
     LSTMSpec,
     check_hx,
     check_length_values,
     check_rank,
     check_rows,
     check_tensor,
-    fact,
+    tensor_key,
 )
 from .dispatch import Plan, cached_plan, plan
 from .ops import EagerLSTM
 
 States = tuple[Tensor, Tensor]
 
-# asked once: the question itself breaks the graph in PyTorch 2.11
+# evaluated at import: the call breaks the graph in PyTorch 2.11
 _AUTOCAST_DEVICES = frozenset(
     kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(kind)
 )
@@ -58,16 +58,16 @@ def lstm(
         hx: the states h0 (L*D, B, P) and c0 (L*D, B, H), without B for one sequence; None for zeros.
         weights: flat list in nn.LSTM's order, see ``reference.lstm``.
         dropout: probability of the dropout between layers, drawn from torch's generator; give 0 outside training.
-        lengths: int64 (B,), values 0..T in any order: steps beyond a sequence's length leave its state alone
+        lengths: int64 (B,), values 0..T in any order: steps beyond a sequence's length do not change its state
             and output zero.
-        reset: bool (T, B), with ``batch_first`` (B, T): the state that enters a step is zeroed where true, in
-            each direction in its own order of time.
-        all_cells: return the cell state of every step, too.
+        reset: bool (T, B), with ``batch_first`` (B, T): where true, the state before the step is zeroed, in each
+            direction in its own order of time.
+        all_cells: also return the cell state of every step.
         backend: "auto" or a name in ``cnnlstm_fast.BACKENDS``.
-        recompute: keep nothing for the backward pass but the arguments (and the dropout mask), and run the
-            forward pass once more there: the same gradients for less memory and more time. Otherwise the ``cpu``
-            backend keeps 5*H numbers per step, sequence, layer and direction, and the inner layers' outputs. The
-            backward pass holds them in either case, for this call alone.
+        recompute: save only the arguments (and the dropout mask) for the backward pass, which then runs the
+            forward pass again: the same gradients for less memory and more time. Otherwise the ``cpu`` backend
+            saves 5*H numbers per step, sequence, layer and direction, and the inner layers' outputs. With
+            recompute they exist only during the backward pass of this call.
 
     Returns:
         output: (T, B, D*P), laid out like the input, or a PackedSequence.
@@ -98,7 +98,7 @@ def lstm(
 
 
 class Layout(NamedTuple):
-    """How the caller's tensors lie, to be restored in the results."""
+    """The layout of the caller's tensors, which is restored in the results."""
 
     packed: bool
     batched: bool
@@ -112,9 +112,9 @@ _UNBATCHED = Layout(False, False, False)
 
 
 class Call(NamedTuple):
-    """A call in the operator's layout, (T, B, I) or (N, I), with its facts; nothing is checked yet."""
+    """A call in the operator's layout, (T, B, I) or (N, I), with its key; not validated yet."""
 
-    facts: Facts
+    key: CallKey
     x: Tensor
     hx: States | None
     weights: list[Tensor]
@@ -140,7 +140,7 @@ def canonicalise(
     backend: str,
     recompute: bool,
 ) -> Call:
-    """Brings the arguments of ``lstm`` into the operator's layout: views, no copies but under autocast."""
+    """Converts the arguments of ``lstm`` to the operator's layout: views, and copies only under autocast."""
     batch_sizes = sizes = None
     check_tensor("lengths", lengths)
     check_tensor("reset", reset)
@@ -171,13 +171,13 @@ def canonicalise(
     x, hx, weights = _autocast(x, hx, list(weights))
     tracing = torch.compiler.is_compiling()
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(hx or ()), *weights))
-    facts = Facts(
-        fact(x),
-        None if hx is None else (fact(hx[0]), fact(hx[1])),
-        tuple([fact(w) for w in weights]),
+    key = CallKey(
+        tensor_key(x),
+        None if hx is None else (tensor_key(hx[0]), tensor_key(hx[1])),
+        tuple([tensor_key(w) for w in weights]),
         sizes,
-        None if lengths is None else fact(lengths),
-        None if reset is None else fact(reset),
+        None if lengths is None else tensor_key(lengths),
+        None if reset is None else tensor_key(reset),
         num_layers,
         bidirectional,
         bias,
@@ -189,13 +189,13 @@ def canonicalise(
         backend,
         recompute,
     )
-    return Call(facts, x, hx, weights, batch_sizes, lengths, reset, layout)
+    return Call(key, x, hx, weights, batch_sizes, lengths, reset, layout)
 
 
 def run(call: Call) -> tuple[Any, ...]:
     """Checks the call, chooses its backend, runs it, and restores the caller's layout."""
-    facts, layout = call.facts, call.layout
-    made = plan(facts) if facts.tracing else cached_plan(facts)
+    key, layout = call.key, call.layout
+    made = plan(key) if key.tracing else cached_plan(key)
     if call.lengths is not None:
         check_length_values(call.lengths, call.x.size(0))
     output: Any
@@ -205,23 +205,23 @@ def run(call: Call) -> tuple[Any, ...]:
         h_n, c_n = _permute(h_n, layout.restore), _permute(c_n, layout.restore)
     elif not layout.batched:
         output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
-        cells = cells.squeeze(2) if facts.all_cells else cells
+        cells = cells.squeeze(2) if key.all_cells else cells
     elif layout.batch_first:
         output = output.transpose(0, 1)
-        cells = cells.transpose(1, 2) if facts.all_cells else cells
-    return (output, (h_n, c_n), cells) if facts.all_cells else (output, (h_n, c_n))
+        cells = cells.transpose(1, 2) if key.all_cells else cells
+    return (output, (h_n, c_n), cells) if key.all_cells else (output, (h_n, c_n))
 
 
 def _run_backend(made: Plan, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns output, h_n, c_n, cells in the operator's layout."""
     spec, backend = made.spec, made.choice.backend
-    x, hx, dropout = call.x, call.hx, call.facts.dropout
+    x, hx, dropout = call.x, call.hx, call.key.dropout
     P = spec.proj_size or spec.hidden_size
     if hx is None:
-        B = x.size(1) if call.facts.batch_sizes is None else call.facts.batch_sizes[1]
+        B = x.size(1) if call.key.batch_sizes is None else call.key.batch_sizes[1]
         states = spec.num_layers * spec.directions
         hx = (x.new_zeros((states, B, P)), x.new_zeros((states, B, spec.hidden_size)))
-    recompute = spec.grad and call.facts.recompute
+    recompute = spec.grad and call.key.recompute
     eager_code = backend.differentiable and not spec.tracing and not recompute
     own_dropout = spec.dropout and eager_code and backend.own_dropout
     mask = None
@@ -245,14 +245,14 @@ def _call_operator(
     if spec.grad:
         input, h0, c0, weights, *optional = tensors
         return EagerLSTM.apply(*optional, (*flags, backend), input, h0, c0, *weights)[:4]
-    # The autograd formula is Python code: going past it saves its share of a short call.
+    # Bypasses the autograd formula, which is Python code and takes a noticeable part of a short call.
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*tensors, *flags, backend)[:4]
 
 
 def draw_dropout(p: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Scaled dropout masks, layer after layer from torch's generator just as nn.LSTM draws them on a CPU, so that
-    the same seed gives the same result there."""
+    """Scaled dropout masks, drawn per layer from torch's generator in the same way as by nn.LSTM on a CPU, so that the
+    same seed gives the same result there."""
     if p == 1.0:
         return like.new_zeros(shape)
     mask = like.new_empty(shape)
@@ -268,7 +268,7 @@ def _permute(state: Tensor, order: Tensor | None) -> Tensor:
 def _autocast(
     x: Tensor, hx: States | None, weights: list[Tensor]
 ) -> tuple[Tensor, States | None, list[Tensor]]:
-    """Under autocast everything that is not float64 goes to its dtype, as PyTorch's own LSTM does."""
+    """Under autocast everything but float64 is cast to its dtype, as in PyTorch's own LSTM."""
     if not torch._C._is_any_autocast_enabled():
         return x, hx, weights
     kind = x.device.type

@@ -1,4 +1,4 @@
-"""LSTM, the drop-in layer, and its twins for subclasses of nn.LSTM. No maths here: ``functional.lstm`` does it."""
+"""LSTM, the drop-in layer, and the fast classes of subclasses of nn.LSTM. The computation is in ``functional.lstm``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
-from ._identity import StandIn, set_real_class
+from .class_swap import FastClass, swap_class
 
 States = tuple[Tensor, Tensor]
 
@@ -45,8 +45,8 @@ class _FastForward:
     ) -> functional.Call:
         """What ``forward`` would run on these arguments."""
         m: Any = self
-        # By name at every call: whatever replaced a Parameter (an assignment, a parametrization, functional_call)
-        # is what counts. nn.Module finds its parameters only after everything else, which takes ten times as long.
+        # Looked up by name at every call, since an assignment, a parametrization or functional_call may have replaced
+        # a Parameter. First in _parameters: nn.Module's attribute lookup takes ten times as long.
         own = m._parameters
         weights = [
             getattr(m, name) if (weight := own.get(name)) is None else weight
@@ -70,16 +70,16 @@ class _FastForward:
         )
 
 
-def fast_twin(cls: type) -> type:
-    """The fast class that stands in for nn.LSTM or one of its subclasses; any other class stays itself."""
+def fast_class(cls: type) -> type:
+    """The fast class of nn.LSTM or one of its subclasses; any other class is returned unchanged."""
     if cls is nn.LSTM:
         return LSTM
-    if issubclass(cls, nn.LSTM) and not issubclass(cls, StandIn):
-        return _subclass_twin(cls)
+    if issubclass(cls, nn.LSTM) and not issubclass(cls, FastClass):
+        return _fast_subclass(cls)
     return cls
 
 
-class LSTM(StandIn, _FastForward, nn.RNNBase):
+class LSTM(FastClass, _FastForward, nn.RNNBase):
     """Drop-in for torch.nn.LSTM: same arguments, parameters, names, shapes and results.
 
     Beyond nn.LSTM its forward takes ``lengths``, ``reset`` and ``all_cells``, and empty sequences.
@@ -87,12 +87,13 @@ class LSTM(StandIn, _FastForward, nn.RNNBase):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as in torch.nn.LSTM.
-        backend: "auto" chooses the fastest one that can do the job; a name in ``cnnlstm_fast.BACKENDS`` insists.
+        backend: "auto" chooses the fastest one that supports the call; a name in ``cnnlstm_fast.BACKENDS`` selects
+            that one.
         recompute: less memory for more time in training, see ``functional.lstm``.
     """
 
-    stands_for = nn.LSTM
-    twin_of = staticmethod(fast_twin)
+    original_class = nn.LSTM
+    fast_class_of = staticmethod(fast_class)
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -107,33 +108,33 @@ class LSTM(StandIn, _FastForward, nn.RNNBase):
 
 
 class _FastParent(_FastForward, nn.LSTM):
-    """Takes nn.LSTM's place as the parent of a user's subclass, so that its ``super().forward`` ends here."""
+    """Replaces nn.LSTM as the parent of a user's subclass, so that its ``super().forward`` calls the fast one."""
 
 
-def _subclass_twin(cls: type) -> type:
+def _fast_subclass(cls: type) -> type:
     subclasses: list[type] = cls.__subclasses__()
     for known in subclasses:
-        if known.__dict__.get("stands_for") is cls:
+        if known.__dict__.get("original_class") is cls:
             return known
-    # The class itself comes first among the bases: Python changes an object's class only between classes of one
-    # layout, which is that of the first base. What must override the class's own therefore stands in the body.
+    # The original class is the first base: Python changes an object's class only between classes of the same layout,
+    # which is that of the first base. What must override it is therefore in the class body.
     body: dict[str, Any] = {
-        "__class__": StandIn.__dict__["__class__"],
-        "__reduce_ex__": StandIn.__reduce_ex__,
-        "stands_for": cls,
-        "twin_of": staticmethod(fast_twin),
+        "__class__": FastClass.__dict__["__class__"],
+        "__reduce_ex__": FastClass.__reduce_ex__,
+        "original_class": cls,
+        "fast_class_of": staticmethod(fast_class),
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
     if hasattr(cls, "__deepcopy__"):
-        # parametrizations bring one, which builds an object of the reported class
+        # that of parametrizations creates an object of the reported class
         def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
             copied = cls.__deepcopy__(self, memo)
-            set_real_class(copied, fast_twin(cls))
+            swap_class(copied, fast_class(cls))
             return copied
 
         body["__deepcopy__"] = deepcopy
     return types.new_class(
-        cls.__name__, (cls, _FastParent, StandIn), exec_body=lambda space: space.update(body)
+        cls.__name__, (cls, _FastParent, FastClass), exec_body=lambda space: space.update(body)
     )

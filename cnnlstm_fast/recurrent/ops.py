@@ -1,8 +1,8 @@
 """The one operator, ``torch.ops.cnnlstm_fast.lstm``, with its backward: registration, fake kernels, autograd.
 
-The schemas stand in ``operators.schema``. The compiled library defines them in C++ and runs its own backends
-there; for every other backend it calls ``lstm_python`` and ``lstm_backward_python``, the implementations
-below. Where nothing was compiled, the operators themselves are defined and implemented here.
+The schemas are in ``operators.schema``. The compiled library defines them in C++ and runs its own backends there; for
+every other backend it calls ``lstm_python`` and ``lstm_backward_python``, the implementations below. Without the
+compiled library, the operators themselves are defined and implemented here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def _forward(*args: Any) -> Outputs:
     *tensors, backend = args
     forward = BACKENDS[backend].forward
     if forward is None:
-        raise RuntimeError(f"backend {backend!r} is compiled code, and the compiled extension is not here")
+        raise RuntimeError(
+            f"backend {backend!r} is compiled code, and the compiled extension is not available"
+        )
     return forward(*tensors)
 
 
@@ -56,10 +58,10 @@ def _recompute(
     weights_need_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Backward of differentiable PyTorch code: the forward once more, under autograd."""
+    """Backward of differentiable PyTorch code: runs the forward again, under autograd."""
     forward = BACKENDS[backend].forward
     assert forward is not None
-    # Below the Autograd dispatch key nothing is recorded unless the key is let in again.
+    # Below the Autograd dispatch key nothing is recorded unless the key is enabled again.
     autograd_keys = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView)
     with (
         torch.enable_grad(),
@@ -88,7 +90,7 @@ def _recompute(
 def _vector_jacobian(
     pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], create_graph: bool = False
 ) -> list[Tensor]:
-    """Gradients of the sum of out * grad over the pairs; zeros where an input has no part in it."""
+    """Gradients of the sum of out * grad over the pairs; zeros for inputs that it does not depend on."""
     outs, grads = [p[0] for p in pairs], [p[1] for p in pairs]
     found = (
         torch.autograd.grad(outs, inputs, grads, allow_unused=True, create_graph=create_graph)
@@ -156,10 +158,10 @@ def _gradients(
     weights, rest = rest[: ctx.num_weights], rest[ctx.num_weights :]
     batch_sizes, lengths, reset, dropout_mask, *filled = rest
     if not filled:
-        filled = _fill(ctx, input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask)
-    # only where a graph of the backward pass is wanted is there anything to record
-    below = contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
-    with below:
+        filled = _recompute_saved(ctx, input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask)
+    # without create_graph there is nothing to record
+    guard = contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
+    with guard:
         return torch.ops.cnnlstm_fast.lstm_backward.default(
             *grads[:4],
             input,
@@ -178,10 +180,10 @@ def _gradients(
         )
 
 
-def _fill(ctx: Any, *inputs: Any) -> list[Tensor]:
-    """output, cells, gates and hidden where the forward pass kept none of them."""
+def _recompute_saved(ctx: Any, *inputs: Any) -> list[Tensor]:
+    """output, cells, gates and hidden where the forward pass did not save them."""
     if not BACKENDS[ctx.backend].saves:
-        return [inputs[0].new_empty(0)] * 4  # differentiable code, whose backward looks at none of them
+        return [inputs[0].new_empty(0)] * 4  # differentiable code, whose backward does not read them
     with torch._C._AutoDispatchBelowAutograd():
         output, _, _, *rest = torch.ops.cnnlstm_fast.lstm.default(
             *inputs, ctx.bidirectional, True, False, ctx.backend
@@ -205,7 +207,7 @@ def _autograd_forward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 
 class EagerLSTM(torch.autograd.Function):
     """The same formula for eager calls. torch.library's own wrapper flattens the list of weights with pytree at
-    every call, which took about 150 us of a training step of one layer; this one takes them one by one."""
+    every call, which took about 150 us of a training step of one layer; here they are single arguments."""
 
     @staticmethod
     def forward(
@@ -253,7 +255,7 @@ def _autograd_backward(
     grad_grad_c0: Tensor | None,
     grad_grad_weights: list[Tensor | None] | None,
 ) -> tuple[Any, ...]:
-    """Gradient of ``lstm_backward``: the reference's own double backward, slow but right."""
+    """Gradient of ``lstm_backward``: the double backward of the reference, correct but slow."""
     grads = ctx.saved_tensors[:4]
     batch_sizes, lengths, reset, dropout_mask = ctx.saved_tensors[4:8]
     with torch.enable_grad():
@@ -266,7 +268,7 @@ def _autograd_backward(
         first = _vector_jacobian(pairs, leaves, create_graph=True)
         outer = [grad_grad_input, grad_grad_h0, grad_grad_c0]
         outer += grad_grad_weights or [None] * len(weights)
-        # a gradient that was not asked for came out as an empty tensor, and so does what flows back to it
+        # a gradient that was not requested was returned as an empty tensor, and so is its own gradient
         wanted = [ctx.input_needs_grad, True, True, *[ctx.weights_need_grad] * len(weights)]
         pairs = [
             (g, gg)
@@ -292,7 +294,7 @@ def _register() -> None:
             _LIBRARY.impl(f"{name}_python", implementation, "CompositeExplicitAutograd")
         else:
             _LIBRARY.define(f"{name}({signature}", tags=(torch.Tag.pt2_compliant_tag,))
-        # where the library has no kernel of its own for a device
+        # for devices without a kernel in the library
         _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake("cnnlstm_fast::lstm", _fake_forward, lib=_LIBRARY)
     torch.library.register_fake("cnnlstm_fast::lstm_backward", _fake_backward, lib=_LIBRARY)

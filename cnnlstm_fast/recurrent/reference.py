@@ -1,7 +1,7 @@
-"""The oracle: the LSTM of the operator, written to be read. Plain PyTorch, any floating dtype, any device.
+"""The reference implementation of the operator, written for readability. Plain PyTorch, any floating dtype and device.
 
-Every backend is compared with this code in float64. It is also the fallback for what no faster backend takes,
-and the source of double backward. It is differentiable by autograd and never reads a tensor back to the host.
+Tests compare every backend with this code in float64. It is also the fallback for calls that no faster backend
+supports, and the source of double backward. It is differentiable by autograd and never synchronizes with the device.
 
     i, f, g, o = split(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)        gate order of torch.nn.LSTM
     c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g)
@@ -40,9 +40,9 @@ def lstm(
         weights: nn.LSTM's flat list: per layer and direction w_ih (4H, I or D*P), w_hh (4H, P),
             then b_ih and b_hh (4H) if there are biases, then w_hr (P, H) if there is a projection.
         batch_sizes: int64 (T,) on the CPU, as in PackedSequence.
-        lengths: int64 (B,); steps at or after a sequence's length leave its state alone and output zero.
-        reset: bool (T, B); where true, the state that enters step t is zeroed, in each direction in its own
-            order of time.
+        lengths: int64 (B,); steps at or after a sequence's length do not change its state and output zero.
+        reset: bool (T, B); where true, the state before step t is zeroed, in each direction in its own order of
+            time.
         dropout_mask: (L-1, T, B, D*P), or (L-1, N, D*P) with ``batch_sizes``; already scaled by 1/(1-p).
 
     Returns:
@@ -92,7 +92,7 @@ def _direction(
     x_gates = x @ w.w_ih.t()
     if w.b_ih is not None:
         x_gates = x_gates + w.b_ih + w.b_hh
-    if T == 0:  # nothing, but part of the graph
+    if T == 0:  # empty, but part of the autograd graph
         return x_gates[..., : h.size(-1)], h, c, x_gates[..., : c.size(-1)]
     steps = x_gates.unbind()
     outputs, cells = [h.new_zeros(())] * T, [c.new_zeros(())] * T
@@ -101,7 +101,7 @@ def _direction(
         if reset is not None:
             keep = ~reset[t].unsqueeze(-1)
             keep = keep if active is None else keep | ~active
-            # where, not a product: a state that is not finite must be dropped too
+            # where, not a product, which would turn a non-finite state into NaN
             h, c = torch.where(keep, h, 0.0), torch.where(keep, c, 0.0)
         new_h, new_c = cell(steps[t], h, c, w)
         if active is None:

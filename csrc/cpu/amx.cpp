@@ -10,7 +10,7 @@ namespace cnnlstm {
 
 namespace {
 
-bool ask_for_amx() {
+bool request_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
@@ -18,7 +18,7 @@ bool ask_for_amx() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// As the instruction set lays it out. Tiles 0 to 3 hold C, 4 holds A, 5 to 7 hold B.
+// The operand of LDTILECFG. Tiles 0 to 3 hold C, 4 holds A, 5 to 7 hold B.
 struct alignas(64) Config {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -30,7 +30,7 @@ thread_local int64_t configured_rows = 0;
 }  // namespace
 
 bool has_amx_bf16() {
-  static const bool has = ask_for_amx();
+  static const bool has = request_amx();
   return has;
 }
 

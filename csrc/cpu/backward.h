@@ -1,10 +1,11 @@
 // Backward recurrence of one layer: one pass against the direction's order of time that yields the gradients
-// of the gates. Everything that sums over time (weights, inputs) is left to matrix products of its caller.
+// of the gates. What sums over time (the gradients of weights and inputs) is computed by the caller with
+// GEMMs.
 #pragma once
 
 #include <algorithm>
 
-#include "cpu/share.h"
+#include "cpu/thread_partition.h"
 
 namespace cnnlstm {
 namespace {
@@ -13,8 +14,8 @@ template <class T>
 struct BackwardScratch {
   float* gate_panels;    // blocks of 4W outputs of W_hh^T, reduction over 4H
   float* output_panels;  // blocks of 4W outputs of W_hr^T, reduction over P; projection only
-  float* grad_c;         // (B, ldh): what the later step hands to c
-  float* products;       // of the matrix engine: (threads, B, 4W)
+  float* grad_c;         // (B, ldh): gradient of c from the later step
+  float* products;       // of the GEMM micro-kernel: (threads, B, 4W), or null
   T* grad_projected;     // (B, ldp): gradient of h at this step, zero beyond P; projection only
   int64_t ldp, ldh;
   int64_t gate_blocks, gate_panel;  // how many, and floats in one
@@ -31,7 +32,7 @@ struct BackwardScratch {
     gate_panels = arena.take<float>(gate_blocks * gate_panel);
     output_panels = arena.take<float>(output_blocks * output_panel);
     grad_c = arena.take<float>(B * ldh);
-    products = layer.engine.multiply == nullptr ? nullptr : arena.take<float>(layer.threads * B * 4 * W);
+    products = layer.microkernel.multiply == nullptr ? nullptr : arena.take<float>(layer.threads * B * 4 * W);
     grad_projected = d.w_hr == nullptr ? nullptr : arena.take<T>(B * ldp);
   }
 };
@@ -43,19 +44,20 @@ struct BackwardStep {
   const BackwardDirection& d;
   const BackwardScratch<T>& scratch;
   int64_t t;
-  float* products;  // where the matrix engine puts the sequences' products for the block at hand, or null
+  float* products;  // (B, 4W): the micro-kernel's result for the current block, or null
 
   // The same as recurrent() for sequences [begin, end), all of which have a next step.
-  void multiply_on_engine(int64_t b, int64_t begin, int64_t end) const {
+  void multiply_with_microkernel(int64_t b, int64_t begin, int64_t end) const {
     const int64_t next = d.reverse ? t - 1 : t + 1;
     float* to = products + begin * 4 * W;
     std::fill(to, products + end * 4 * W, 0.0f);
-    layer.engine.multiply(end - begin, 4 * W, 4 * layer.H, d.grad_gates_stride, 4 * W, 4 * W,
-                          row<const T>(d.grad_gates, at(layer.seq.compact, next, begin), d.grad_gates_stride),
-                          scratch.gate_panels + b * scratch.gate_panel, to);
+    layer.microkernel.multiply(
+        end - begin, 4 * W, 4 * layer.H, d.grad_gates_stride, 4 * W, 4 * W,
+        row<const T>(d.grad_gates, at(layer.seq.compact, next, begin), d.grad_gates_stride),
+        scratch.gate_panels + b * scratch.gate_panel, to);
   }
 
-  // acc = what the gates of step t hand to h before them: their gradient times W_hh.
+  // acc = the gradient of h before step t: the gradient of the gates of step t times W_hh.
   template <int M>
   CNNLSTM_INLINE void recurrent(vf (&acc)[M][4], int64_t b, int64_t r, int64_t t) const {
     multiply<M>(acc, scratch.gate_panels + b * scratch.gate_panel,
@@ -75,10 +77,10 @@ struct BackwardStep {
       recurrent<M>(acc, b, r, next);
     }
     for (int m = 0; m < M; ++m) {
-      const bool cut = !ends && is_reset(seq, next, r + m);
+      const bool reset = !ends && is_reset(seq, next, r + m);
       for (int v = 0; v < 4; ++v) {
         const int64_t u = (b * 4 + v) * W;
-        if (cut) acc[m][v] = zero();
+        if (reset) acc[m][v] = zero();
         if (ends && d.grad_h_n != nullptr)
           acc[m][v] += load(row<T>(d.grad_h_n, seq.batch[r + m], P) + u, P - u);
         if (d.grad_output != nullptr) {
@@ -89,8 +91,8 @@ struct BackwardStep {
     }
   }
 
-  // The cell: from the gradient of o tanh(c), W lanes from unit u on, to those of the gates and of the
-  // earlier c.
+  // The cell: the gradients of the gates and of the previous c from that of o tanh(c), W lanes from unit u
+  // on.
   CNNLSTM_INLINE void cell(int64_t r, int64_t u, vf grad_h) const {
     const Sequences& seq = layer.seq;
     const int64_t H = layer.H, n = H - u;
@@ -127,7 +129,7 @@ struct BackwardStep {
     }
   }
 
-  // With a projection, in two parts: the gradient of its result, ...
+  // With a projection, in two parts: first the gradient of its output, ...
   template <int M>
   void projected_tile(int64_t b, int64_t r) const {
     vf acc[M][4] = {};
@@ -142,7 +144,7 @@ struct BackwardStep {
     }
   }
 
-  // ... and through it to the cell.
+  // ... then the gradients of its input and of the cell.
   template <int M>
   void unprojected_tile(int64_t b, int64_t r) const {
     vf acc[M][4] = {};
@@ -159,10 +161,11 @@ struct BackwardStep {
     vf acc[M][4] = {};
     recurrent<M>(acc, b, r, t);
     for (int m = 0; m < M; ++m) {
-      const bool cut = is_reset(layer.seq, t, r + m);
+      const bool reset = is_reset(layer.seq, t, r + m);
       for (int v = 0; v < 4; ++v) {
         const int64_t u = (b * 4 + v) * W;
-        store(row<T>(d.grad_h0, layer.seq.batch[r + m], layer.P) + u, layer.P - u, cut ? zero() : acc[m][v]);
+        store(row<T>(d.grad_h0, layer.seq.batch[r + m], layer.P) + u, layer.P - u,
+              reset ? zero() : acc[m][v]);
       }
     }
   }
@@ -180,39 +183,40 @@ void copy_gradient(T* to, const T* from, int64_t n) {
 
 template <class T>
 void backward_direction(const BackwardLayer& layer, const BackwardDirection& d,
-                        const BackwardScratch<T>& scratch, const Share& share) {
+                        const BackwardScratch<T>& scratch, const ThreadPartition& partition) {
   const Sequences& seq = layer.seq;
   const int64_t H = layer.H, P = layer.P;
-  for (int64_t b = share.begin(scratch.gate_blocks); b < share.end(scratch.gate_blocks); ++b) {
+  for (int64_t b = partition.begin(scratch.gate_blocks); b < partition.end(scratch.gate_blocks); ++b) {
     pack_columns(scratch.gate_panels + b * scratch.gate_panel, static_cast<const T*>(d.w_hh), 4 * H, P,
                  b * 4 * W);
   }
-  for (int64_t b = share.begin(scratch.output_blocks); b < share.end(scratch.output_blocks); ++b) {
+  for (int64_t b = partition.begin(scratch.output_blocks); b < partition.end(scratch.output_blocks); ++b) {
     pack_columns(scratch.output_panels + b * scratch.output_panel, static_cast<const T*>(d.w_hr), P, H,
                  b * 4 * W);
   }
-  for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) {
+  for (int64_t r = partition.begin(seq.B); r < partition.end(seq.B); ++r) {
     for (int64_t u = 0; u < scratch.ldh; u += W) {
       store(scratch.grad_c + r * scratch.ldh + u,
             d.grad_c_n == nullptr ? zero() : load(row<T>(d.grad_c_n, seq.batch[r], H) + u, H - u));
     }
   }
-  share.wait();
+  partition.wait();
 
-  const auto of_thread = [&](int64_t r) { return std::clamp(r, share.row_begin, share.row_end); };
+  const auto of_thread = [&](int64_t r) { return std::clamp(r, partition.row_begin, partition.row_end); };
   const auto blocks = [&](int64_t count, auto body) {
-    for (int64_t b = share.panel_begin(count); b < share.panel_end(count); ++b) body(b);
+    for (int64_t b = partition.panel_begin(count); b < partition.panel_end(count); ++b) body(b);
   };
   for (int64_t step = seq.T - 1; step >= 0; --step) {
     const int64_t t = d.reverse ? seq.T - 1 - step : step;
-    // No tile may mix sequences that go on after t with those that end there.
-    const int64_t first = share.row_begin, end = of_thread(seq.active[t]);
+    // A tile must not contain both sequences that continue after t and sequences that end there.
+    const int64_t first = partition.row_begin, end = of_thread(seq.active[t]);
     const int64_t ending = of_thread(d.reverse ? (t == 0 ? 0 : seq.active[t]) : seq.active[t + 1]);
-    const bool engine = layer.engine.multiply != nullptr && 4 * H % kEngineTile == 0 && ending > first;
+    const bool use_microkernel =
+        layer.microkernel.multiply != nullptr && 4 * H % kMicrokernelTile == 0 && ending > first;
     const BackwardStep<T> now{layer, d, scratch, t,
-                              engine ? scratch.products + share.rank * seq.B * 4 * W : nullptr};
+                              use_microkernel ? scratch.products + partition.rank * seq.B * 4 * W : nullptr};
     blocks(scratch.gate_blocks, [&](int64_t b) {
-      if (engine) now.multiply_on_engine(b, first, ending);
+      if (use_microkernel) now.multiply_with_microkernel(b, first, ending);
       const auto tile = [&](auto m, int64_t r) {
         if (d.w_hr == nullptr) {
           now.template gate_tile<m.value>(b, r);
@@ -224,14 +228,14 @@ void backward_direction(const BackwardLayer& layer, const BackwardDirection& d,
       for_row_tiles(ending, end, tile);
     });
     if (d.w_hr != nullptr) {
-      share.wait_step();
+      partition.wait_step();
       blocks(scratch.output_blocks, [&](int64_t b) {
         for_row_tiles(first, end, [&](auto m, int64_t r) { now.template unprojected_tile<m.value>(b, r); });
       });
     }
-    share.wait_step();
+    partition.wait_step();
   }
-  if (layer.engine.multiply != nullptr) layer.engine.release();
+  if (layer.microkernel.multiply != nullptr) layer.microkernel.release();
 
   for (int64_t t = 0; t < (d.reverse ? seq.T : seq.T > 0); ++t) {
     const BackwardStep<T> now{layer, d, scratch, t, nullptr};
@@ -240,8 +244,8 @@ void backward_direction(const BackwardLayer& layer, const BackwardDirection& d,
       for_row_tiles(starting, end, [&](auto m, int64_t r) { now.template start_tile<m.value>(b, r); });
     });
   }
-  share.wait();
-  for (int64_t r = share.begin(seq.B); r < share.end(seq.B); ++r) {
+  partition.wait();
+  for (int64_t r = partition.begin(seq.B); r < partition.end(seq.B); ++r) {
     T* grad_c0 = row<T>(d.grad_c0, seq.batch[r], H);
     if (seq.T > 0 && r < seq.active[0]) {
       for (int64_t u = 0; u < H; u += W)
@@ -264,14 +268,15 @@ size_t backward_workspace(const BackwardLayer& layer) {
 
 template <class T>
 void backward(const BackwardLayer& layer) {
-  share_layer(layer, 4 * layer.H * layer.P * int64_t(sizeof(T)),
-              [](const BackwardLayer& layer, int direction, const Share& share) {
-                Arena arena(layer.workspace);
-                const BackwardScratch<T> first(arena, layer, layer.direction[0]);
-                if (direction == 0) return backward_direction(layer, layer.direction[0], first, share);
-                const BackwardScratch<T> second(arena, layer, layer.direction[1]);
-                backward_direction(layer, layer.direction[1], second, share);
-              });
+  run_partitioned(layer, 4 * layer.H * layer.P * int64_t(sizeof(T)),
+                  [](const BackwardLayer& layer, int direction, const ThreadPartition& partition) {
+                    Arena arena(layer.workspace);
+                    const BackwardScratch<T> first(arena, layer, layer.direction[0]);
+                    if (direction == 0)
+                      return backward_direction(layer, layer.direction[0], first, partition);
+                    const BackwardScratch<T> second(arena, layer, layer.direction[1]);
+                    backward_direction(layer, layer.direction[1], second, partition);
+                  });
 }
 
 }  // namespace

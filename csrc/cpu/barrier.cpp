@@ -10,13 +10,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Long enough for what a step of one thread may take longer than that of another. After it the core is
-// offered to others, which costs nothing where there are none; only after long waits does a thread sleep,
-// since it takes long to wake.
+// A thread first spins, for about as long as the threads' steps differ in duration. Then it yields its core,
+// which costs nothing on an idle machine. It sleeps only after a long wait, since waking up is slow.
 constexpr std::chrono::microseconds kSpin{50}, kYield{1000};
-constexpr int kSpinsPerLook = 32;  // at the clock
+constexpr int kSpinsPerClockRead = 32;
 
-thread_local int64_t waited = 0;
+thread_local int64_t wait_nanoseconds = 0;
 
 void relax() {
 #if defined(__x86_64__)
@@ -38,22 +37,22 @@ void Barrier::wait(int size) {
     return;
   }
   const auto passed = [&] { return phase_.load(std::memory_order_acquire) != phase; };
-  for (int spins = 0; spins < kSpinsPerLook; ++spins) {
+  for (int spins = 0; spins < kSpinsPerClockRead; ++spins) {
     if (passed()) return;
     relax();
   }
   const Clock::time_point start = Clock::now();
   do {
-    for (int spins = 0; spins < kSpinsPerLook; ++spins) {
+    for (int spins = 0; spins < kSpinsPerClockRead; ++spins) {
       if (passed()) return;
       relax();
     }
   } while (Clock::now() - start < kSpin);
   while (!passed() && Clock::now() - start < kYield) std::this_thread::yield();
   phase_.wait(phase, std::memory_order_acquire);
-  waited += std::chrono::nanoseconds(Clock::now() - start).count();
+  wait_nanoseconds += std::chrono::nanoseconds(Clock::now() - start).count();
 }
 
-int64_t take_time_waited() { return std::exchange(waited, 0); }
+int64_t take_wait_time() { return std::exchange(wait_nanoseconds, 0); }
 
 }  // namespace cnnlstm

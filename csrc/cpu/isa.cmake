@@ -1,5 +1,5 @@
-# The kernels: one file per instruction set, flags by the file's name, chosen at run time. Sets isa_sources, the files
-# that this processor's family has, and isa_variants, their names.
+# The kernels: one file per instruction set, with compiler flags by file name; the choice is made at run time. Sets
+# isa_sources, the files for this processor family, and isa_variants, their names.
 set(flags_isa_portable "")
 set(flags_isa_avx2 -mavx2 -mfma)
 set(flags_isa_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma)

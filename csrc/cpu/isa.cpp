@@ -20,7 +20,7 @@ const char* isa_name(Isa isa) {
 std::vector<Isa> available_isas() {
   std::vector<Isa> isas{Isa::portable};
 #if defined(__x86_64__)
-  // __builtin_cpu_supports asks XGETBV too, so it answers for the operating system as well as the CPU.
+  // __builtin_cpu_supports also checks XGETBV, that is, the support of the operating system.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::avx2);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {

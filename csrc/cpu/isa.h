@@ -1,5 +1,5 @@
 // Which instruction sets the CPU kernels were compiled for, and which one this process uses.
-// Free of torch headers: the Python-visible facts (`cnnlstm_fast info`) link this file alone.
+// The Python module _C (`cnnlstm_fast info`) links this file and no kernels.
 #pragma once
 
 #include <vector>
@@ -10,11 +10,11 @@ enum class Isa { portable, avx2, avx512 };
 
 const char* isa_name(Isa isa);
 
-// Those that both the CPU and the operating system support, worst first; portable is always there.
+// Those that both the CPU and the operating system support, slowest first; always includes portable.
 std::vector<Isa> available_isas();
 
-// The best available one, or the one named by the environment variable CNNLSTM_CPU_ISA (read once).
-// Throws std::runtime_error when that names none of available_isas().
+// The fastest available one, or the one named by the environment variable CNNLSTM_CPU_ISA (read once).
+// Throws std::runtime_error if it names none of available_isas().
 Isa active_isa();
 
 // Whether the bf16 dot product of AVX-512 (dpbf16ps) may be executed.

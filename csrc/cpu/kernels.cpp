@@ -6,34 +6,34 @@ namespace cnnlstm {
 
 namespace {
 
-// Rows that one pass over the weights serves, at most.
+// The maximum number of rows that one pass over the weights handles.
 constexpr int64_t kRowsPerPass = 6;
 
-// From how many uses on packing a matrix (4H, K) pays (docs/notes/cpu.md). Panels kept from call to call cost
-// a reading of the weights, to see that they are the same; where L2 does not hold them, that is most of a
-// use.
-int64_t worthwhile_uses(int64_t H, int64_t K) { return 4 * H * K <= 1 << 17 ? 6 : 24; }
+// The number of uses from which on packing a matrix (4H, K) saves time (docs/notes/cpu.md). Panels that are
+// cached between calls are not free either: the weights are read for their fingerprint, which takes most of
+// the time of a use where L2 does not hold them.
+int64_t min_uses_to_pack(int64_t H, int64_t K) { return 4 * H * K <= 1 << 17 ? 6 : 24; }
 
 }  // namespace
 
-bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows) {
-  return rows >= (layer.engine.multiply != nullptr ? 12 : 2 * worthwhile_uses(layer.H, layer.I));
+bool should_pack_input(const ForwardLayer& layer, int64_t rows) {
+  return rows >= (layer.microkernel.multiply != nullptr ? 12 : 2 * min_uses_to_pack(layer.H, layer.I));
 }
 
-bool pays_to_pack_gates(const ForwardLayer& layer) {
+bool should_pack_gates(const ForwardLayer& layer) {
   const int64_t passes = layer.seq.T * ((layer.seq.B + kRowsPerPass - 1) / kRowsPerPass);
-  // With few rows the engine gains no more than other products.
-  if (layer.engine.multiply != nullptr) {
+  // With few rows the micro-kernel is not faster than the other products.
+  if (layer.microkernel.multiply != nullptr) {
     return passes >= (layer.seq.B >= 8 ? 4 : layer.H * layer.P <= 1 << 16 ? 8 : 16);
   }
-  return passes >= worthwhile_uses(layer.H, layer.P);
+  return passes >= min_uses_to_pack(layer.H, layer.P);
 }
 
-// A library reads a matrix that no L2 holds once and packs as it goes. Panels cost another reading to see
-// that they are still right, and unpacked weights are slow for more than a few rows.
-bool pays_to_hoist_input(const ForwardLayer& layer, int64_t rows) {
+// Of a matrix larger than L2, a library reads the weights once and packs them on the way. Cached panels take
+// another read for the fingerprint, and unpacked weights are slow for more than a few rows.
+bool should_hoist_input(const ForwardLayer& layer, int64_t rows) {
   const int64_t size = 4 * layer.H * layer.I;
-  return rows >= 48 && size > (pays_to_pack_gates(layer) ? 1 << 21 : 1 << 17);
+  return rows >= 48 && size > (should_pack_gates(layer) ? 1 << 21 : 1 << 17);
 }
 
 const Kernels& kernels(bool is_bf16) {

@@ -1,4 +1,5 @@
-// The recurrence of one LSTM layer as the CPU kernels see it: raw pointers and sizes, no torch header.
+// The interface of the CPU kernels, which run the recurrence of one LSTM layer: raw pointers and sizes, no
+// torch header.
 //
 // Names: T steps, B sequences, H units, P = size of h (proj_size, or H), D directions. A "row" is the
 // r-th sequence at step t; the sequences are ordered so that those active at step t are r < active[t].
@@ -27,11 +28,12 @@ struct Sequences {
   const uint8_t* reset;   // rows: nonzero zeroes h and c before that step; or null
 };
 
-// A matrix engine for bf16 (AMX), or nulls. multiply: C (M, N) += A (M, K) B, where C is float and B holds
-// pairs of rows: (K / 2, N, 2). K is a multiple of 32: an engine may read A in whole tiles. release: called
-// by each thread that has multiplied, when it is done.
-// multiply_int8: C = A B of bytes without and with a sign, where B holds quadruples of rows: (K / 4, N, 4).
-struct MatrixEngine {
+// A GEMM micro-kernel that runs on a matrix unit (AMX); null pointers where there is none.
+// multiply: C (M, N) += A (M, K) B of bf16, where C is float and B holds pairs of rows: (K / 2, N, 2). K is a
+// multiple of 32, since A may be read in whole tiles.
+// release: called at the end by each thread that has called multiply.
+// multiply_int8: C = A B of unsigned and signed bytes, where B holds quadruples of rows: (K / 4, N, 4).
+struct GemmMicrokernel {
   void (*multiply)(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
                    const void* B, float* C);
   void (*release)();
@@ -39,24 +41,26 @@ struct MatrixEngine {
                         const uint8_t* A, const int8_t* B, int32_t* C) = nullptr;
 };
 
-// The matrix engine multiplies rows of whole tiles of so many bf16, or twice as many bytes.
-constexpr int64_t kEngineTile = 32;
+// Length of a tile row of the micro-kernel: rows of A are padded to a multiple of this many bf16, or of twice
+// as many bytes.
+constexpr int64_t kMicrokernelTile = 32;
 
-// Products of int8 read rows of bytes with a scale behind them (quantize.h), so many bytes apart.
+// Stride in bytes of quantized rows: K bytes, padded to words, and their scale (quantize.h).
 constexpr int64_t quantized_bytes(int64_t K) { return (K + 3) / 4 * 4 + 4; }
 
-// The longest rows whose products of int8 add up in 32 bits: 127 * 127 * 2^17 < 2^31.
-constexpr int64_t kMostQuantized = 1 << 17;
+// The longest rows whose int8 products cannot overflow a sum of 32 bits: 127 * 127 * 2^17 < 2^31.
+constexpr int64_t kMaxQuantizedLength = 1 << 17;
 
 struct ForwardDirection {
   bool reverse;
-  const void* w_ih;         // (4H, I), gates in the order i f g o
-  const float* product;     // (input rows, 4H): input times w_ih, or null: then it is computed here
-  const void* b_ih;         // (4H), or null: no bias
-  const void* b_hh;         // (4H), or null
-  const void* w_hh;         // (4H, P)
-  const void* w_hr;         // (P, H), or null: no projection and P = H
-  const void* packed_w_ih;  // as Kernels::pack lays it out, or null: then it is packed here, where that pays
+  const void* w_ih;            // (4H, I), gates in the order i f g o
+  const float* input_product;  // (input rows, 4H): input times w_ih^T, or null: the kernel computes it
+  const void* b_ih;            // (4H), or null: no bias
+  const void* b_hh;            // (4H), or null
+  const void* w_hh;            // (4H, P)
+  const void* w_hr;            // (P, H), or null: no projection and P = H
+  const void*
+      packed_w_ih;  // in the layout of Kernels::pack, or null: the kernel packs it if should_pack_input()
   const void* packed_w_hh;
   const void* h0;  // (B, P)
   const void* c0;  // (B, H)
@@ -71,13 +75,13 @@ struct ForwardDirection {
 
 struct ForwardLayer {
   Sequences seq;
-  bool products_have_h0;  // of a single step: h0 times w_hh is part of `product`
-  const void*
-      input;  // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; what
-              // lies between I and input_stride is zero. Of int8 kernels quantized rows, I <= kMostQuantized
+  bool input_product_has_h0;  // T = 1 only: input_product includes h0 times w_hh^T
+  // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; elements from I to
+  // input_stride are zero. For int8 kernels quantized rows, and I <= kMaxQuantizedLength.
+  const void* input;
   RowMap input_rows;
   int64_t input_stride;
-  MatrixEngine engine;
+  GemmMicrokernel microkernel;
   int64_t I;
   int64_t H;
   int64_t P;
@@ -87,13 +91,13 @@ struct ForwardLayer {
   void* workspace;  // forward_workspace() bytes, 64-byte aligned
 };
 
-// Whether packing W_ih, read for so many rows, or W_hh costs less than it gains.
-bool pays_to_pack_input(const ForwardLayer& layer, int64_t rows);
-bool pays_to_pack_gates(const ForwardLayer& layer);
+// Whether packing W_ih, which is read for `rows` rows, or W_hh takes less time than it saves.
+bool should_pack_input(const ForwardLayer& layer, int64_t rows);
+bool should_pack_gates(const ForwardLayer& layer);
 
-// Whether a GEMM library multiplies so many rows of f32 input with W_ih faster than the kernel, product
-// included.
-bool pays_to_hoist_input(const ForwardLayer& layer, int64_t rows);
+// Whether it is faster to compute input_product for `rows` rows of float32 with a GEMM library before the
+// kernel.
+bool should_hoist_input(const ForwardLayer& layer, int64_t rows);
 
 struct BackwardDirection {
   bool reverse;
@@ -118,7 +122,7 @@ struct BackwardDirection {
 
 struct BackwardLayer {
   Sequences seq;
-  MatrixEngine engine;
+  GemmMicrokernel microkernel;
   int64_t H;
   int64_t P;
   int D;
@@ -127,42 +131,42 @@ struct BackwardLayer {
   void* workspace;  // backward_workspace() bytes, 64-byte aligned
 };
 
-struct Span {
+struct FingerprintSpan {
   const void* data;
   size_t bytes;
-  int64_t part;  // one in so many of the bytes is read, beyond the first 32 KB
+  int64_t sampling_period;  // beyond the first 32 KB, one in so many bytes is read
   uint64_t fingerprint;
 };
 
-// One instruction set, one dtype; with products of int8 there is no backward pass.
+// The kernels of one instruction set and dtype. Kernels with int8 products have no backward pass.
 struct Kernels {
   size_t (*forward_workspace)(const ForwardLayer&);
   void (*forward)(const ForwardLayer&);
   size_t (*backward_workspace)(const BackwardLayer&);
   void (*backward)(const BackwardLayer&);
-  size_t (*packed_floats)(int64_t H, int64_t K);  // of the panels of a matrix (4H, K)
-  void (*pack)(float* panels, const void* weight, int64_t H, int64_t K,
-               int threads);  // panels 64-byte aligned
-  void (*fingerprint)(Span* spans, int count, int threads);
+  // The size of the panels of a matrix (4H, K), which are 64-byte aligned.
+  size_t (*packed_floats)(int64_t H, int64_t K);
+  void (*pack)(float* panels, const void* weight, int64_t H, int64_t K, int threads);
+  void (*fingerprint)(FingerprintSpan* spans, int count, int threads);
   // to[c * to_stride + r] = from[r * from_stride + c]
   void (*transpose)(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t rows,
                     int64_t columns);
-  void (*quantize_rows)(uint8_t* to, const void* rows, int64_t count, int64_t K,
-                        int threads) = nullptr;  // of int8 kernels; the rows are dense
+  // Of int8 kernels only; the rows are dense.
+  void (*quantize_rows)(uint8_t* to, const void* rows, int64_t count, int64_t K, int threads) = nullptr;
 };
 
 const Kernels& kernels_portable(bool is_bf16);
 const Kernels& kernels_avx2(bool is_bf16);
 const Kernels& kernels_avx512(bool is_bf16);
-const Kernels& kernels_avx512_bf16();  // of bf16; only where has_avx512_bf16()
+const Kernels& kernels_avx512_bf16();  // dtype bf16; only where has_avx512_bf16()
 
-// float tensors, products of int8
+// float tensors, int8 products
 const Kernels& kernels_portable_int8();
 const Kernels& kernels_avx2_int8();
 const Kernels& kernels_avx512_int8();
 const Kernels& kernels_avx512_vnni_int8();  // only where has_avx512_vnni()
 
-// Those of active_isa().
+// The kernels of active_isa().
 const Kernels& kernels(bool is_bf16);
 const Kernels& kernels_int8();
 

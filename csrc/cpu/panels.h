@@ -1,8 +1,8 @@
 // Weights packed for the recurrence, and the product that reads them.
 //
-// A panel holds the weights of NV vectors of W outputs for the whole reduction, in the order in which the
-// product reads them: for each word k, NV vectors of W words. A word is 32 bits: one float, or two bf16
-// that follow each other in the reduction (a missing last one is zero).
+// A panel holds the weights of 4 vectors of W outputs for the whole reduction, in the order in which the
+// product reads them: for each word k, 4 vectors of W words. A word is 32 bits: one float, or two consecutive
+// bf16 of the reduction (the last one padded with zero).
 #pragma once
 
 #include "cpu/vec.h"
@@ -10,7 +10,7 @@
 namespace cnnlstm {
 namespace {
 
-// Rows of the state that one tile handles together: what fits the registers beside 4 accumulators a row.
+// Rows of the state in one register tile, with 4 accumulators per row.
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6;
 #elif defined(__AVX2__)
@@ -19,8 +19,8 @@ constexpr int kTileRows = 3;
 constexpr int kTileRows = 2;
 #endif
 
-// Words between what packing reads and what it asks the memory for.
-constexpr int kPackAhead = 8 * 16;
+// How many words ahead of its reads packing prefetches.
+constexpr int kPackPrefetchWords = 8 * 16;
 
 template <class T>
 constexpr int kPerWord = 4 / sizeof(T);
@@ -102,8 +102,8 @@ void pack_rows(float* panel, const T* matrix, int64_t K, int64_t stride, int64_t
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) {
           const T* from = rows + i * K + k * kPerWord<T>;
-          // Too many rows for the hardware to see that each is read in order.
-          __builtin_prefetch(from + kPackAhead * kPerWord<T>);
+          // The hardware prefetcher does not follow so many rows at once.
+          __builtin_prefetch(from + kPackPrefetchWords * kPerWord<T>);
           std::memcpy(&x[i], from, sizeof x[i]);
         }
         transpose(x);
@@ -193,15 +193,15 @@ CNNLSTM_INLINE void store_tile(const vf (&acc)[M][4], float* to, int64_t stride)
   }
 }
 
-// What one of several passes over a panel of n words fetches of the panel that comes next. A pass of M rows
-// takes longer to compute than L3 takes for its part, and with no hint the first pass over each panel waits
-// for all.
-struct Fetch {
+// The part of the next panel that one of several passes over a panel of n words prefetches. A pass of M rows
+// takes longer to compute than L3 takes to deliver that part; without prefetching, the first pass over each
+// panel would wait for the whole panel.
+struct Prefetch {
   const float* from = nullptr;
-  int64_t step;  // floats to fetch with each word
+  int64_t step;  // floats to prefetch with each word
 
-  Fetch() = default;
-  Fetch(const float* next, int64_t n, int64_t pass, int64_t passes) : step(passes < 4 ? 2 * W : W) {
+  Prefetch() = default;
+  Prefetch(const float* next, int64_t n, int64_t pass, int64_t passes) : step(passes < 4 ? 2 * W : W) {
     if (next != nullptr && passes > 1 && pass * step < 4 * W) from = next + pass * n * step;
   }
 };
@@ -209,9 +209,9 @@ struct Fetch {
 // acc[m][v] += sum over the n words k of panel[k][v] * x[m][k]. Each x[m] must be readable to the last word.
 template <int M, class T>
 CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* const (&x)[M], int64_t n,
-                             Fetch fetch = {}) {
+                             Prefetch prefetch = {}) {
   int64_t k = 0;
-  if constexpr (M == 1) {  // four chains of additions would wait for each other: use eight
+  if constexpr (M == 1) {  // eight chains of dependent additions, since four would be bound by latency
     vf odd[4] = {};
     for (; k + 1 < n; k += 2) {
 #pragma GCC unroll 4
@@ -225,12 +225,12 @@ CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* const
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) acc[0][v] += odd[v];
   }
-  // Two loops: in one, the question alone costs up to 3 %.
-  const auto rest = [&](auto fetches) {
+  // Two loops, since the branch in a single loop costs up to 3 %.
+  const auto rest = [&](auto prefetches) {
     for (; k < n; ++k) {
-      if constexpr (fetches.value) {
-        __builtin_prefetch(fetch.from + k * fetch.step, 0, 2);
-        __builtin_prefetch(fetch.from + (k + 1) * fetch.step - W, 0, 2);
+      if constexpr (prefetches.value) {
+        __builtin_prefetch(prefetch.from + k * prefetch.step, 0, 2);
+        __builtin_prefetch(prefetch.from + (k + 1) * prefetch.step - W, 0, 2);
       }
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
@@ -242,7 +242,7 @@ CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* const
     }
   };
   if constexpr (M >= 4) {
-    if (fetch.from != nullptr) return rest(Int<1>{});
+    if (prefetch.from != nullptr) return rest(Int<1>{});
   }
   rest(Int<0>{});
 }
@@ -257,12 +257,12 @@ CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const T* first
 }
 
 // acc[m][v] += the products of x[m] (K) with the rows of a matrix of K columns as it lies in memory: lane i
-// of vector v is row v * stride + i, the first `count` exist. Slower than a panel, but nothing to pack: for
+// of vector v is row v * stride + i, the first `count` exist. Slower than a panel but without packing, for
 // weights that are read only a few times.
 template <int M, class T>
 CNNLSTM_INLINE void multiply_unpacked(vf (&acc)[M][4], const T* matrix, int64_t stride, int64_t count,
                                       const T* const (&x)[M], int64_t K) {
-  constexpr int R = M == 1 && W >= 8 ? 8 : 4;  // rows at a time: enough sums that do not wait for each other
+  constexpr int R = M == 1 && W >= 8 ? 8 : 4;  // rows at a time: enough independent sums to hide the latency
   for (int v = 0; v < 4; ++v) {
     vf sums[M][W];
     for (int i = 0; i < W; i += R) {

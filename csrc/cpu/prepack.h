@@ -1,4 +1,4 @@
-// Weights packed once for many calls, and a fingerprint that tells whether they are still the same.
+// Weights packed once for many calls, and a fingerprint that detects changes of them.
 #pragma once
 
 #include "cpu/forward.h"
@@ -44,11 +44,12 @@ CNNLSTM_INLINE vq multiply_halves(vq x) {
 
 constexpr int64_t kChunkBytes = 1 << 15;
 
-// A sum of the words sees each change alone; a sum of products with a key that goes with the place sees those
-// that make up for each other, such as two rows exchanged (XXH3, https://github.com/Cyan4973/xxHash, is built
-// from the same two). Runs at the speed of reading, of one part in `part` of the bytes.
-inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed, int64_t part) {
-  constexpr int kChains = 4;  // sums that do not wait for each other
+// The sum of the words detects every single change; the sum of products with a key that depends on the
+// position detects changes that cancel in the first sum, such as two exchanged rows (XXH3,
+// https://github.com/Cyan4973/xxHash, combines the same two). Runs at memory speed, and reads one in
+// `sampling_period` bytes.
+inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed, int64_t sampling_period) {
+  constexpr int kChains = 4;  // independent sums
   constexpr int64_t kVector = sizeof(vq);
   vq words[kChains]{}, products[kChains]{}, keys[kChains];
   for (int j = 0; j < kChains; ++j) keys[j] = vq{} + (seed * kChains + j + 1) * 0x9e3779b97f4a7c15u;
@@ -58,7 +59,7 @@ inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed, int6
     keys[j] += vq{} + 0xc2b2ae3d27d4eb4fu;
   };
   int64_t i = 0;
-  for (; i + kChains * kVector <= count; i += part * kChains * kVector) {
+  for (; i + kChains * kVector <= count; i += sampling_period * kChains * kVector) {
 #pragma GCC unroll 4
     for (int j = 0; j < kChains; ++j) {
       vq x;
@@ -83,9 +84,9 @@ inline uint64_t hash_chunk(const char* bytes, int64_t count, uint64_t seed, int6
   return hash;
 }
 
-inline void fingerprint(Span* spans, int count, int threads) {
+inline void fingerprint(FingerprintSpan* spans, int count, int threads) {
   struct Context {
-    Span* spans;
+    FingerprintSpan* spans;
     int count;
   } context{spans, count};
   for (int s = 0; s < count; ++s) spans[s].fingerprint = 0;
@@ -94,14 +95,14 @@ inline void fingerprint(Span* spans, int count, int threads) {
       [](void* pointer, int rank, int size) {
         const Context& c = *static_cast<Context*>(pointer);
         for (int s = 0; s < c.count; ++s) {
-          Span& span = c.spans[s];
+          FingerprintSpan& span = c.spans[s];
           const int64_t bytes = span.bytes, chunks = ceil_div(bytes, kChunkBytes);
-          uint64_t sum = 0;  // which thread adds which chunk makes no difference
+          uint64_t sum = 0;  // addition commutes: the result does not depend on the threads
           for (int64_t k = chunks * rank / size; k < chunks * (rank + 1) / size; ++k) {
             const int64_t begin = k * kChunkBytes;
-            const int64_t part = k == 0 ? 1 : span.part;
+            const int64_t period = k == 0 ? 1 : span.sampling_period;
             sum += hash_chunk(static_cast<const char*>(span.data) + begin,
-                              std::min(bytes - begin, kChunkBytes), k, part);
+                              std::min(bytes - begin, kChunkBytes), k, period);
           }
           __atomic_fetch_add(&span.fingerprint, sum, __ATOMIC_RELAXED);
         }

@@ -1,9 +1,9 @@
-// Products of int8: rows quantized symmetrically, each with a scale of its own, and panels of such rows.
+// Int8 products: rows quantized symmetrically, each with its own scale, and panels of such rows.
 //
 // A quantized row of K elements is words<uint8_t>(K) words of the bytes round(x / scale) + 128 (128 beyond
-// K), then the scale, a float: max|x| / 127, or NaN where x has something that is not finite. A panel has the
-// bytes round(w / scale) without the 128, and behind the last word 4 vectors of scales and 4 vectors of
-// integers: what the 128 of the other factor adds to each sum, negated.
+// K), then the scale, a float: max|x| / 127, or NaN if an element of x is not finite. A panel has the bytes
+// round(w / scale) without the offset 128, and after the last word 4 vectors of scales and 4 vectors of
+// integers: the corrections that cancel what the offset of the other factor adds to each sum.
 #pragma once
 
 #include <type_traits>
@@ -47,16 +47,16 @@ CNNLSTM_INLINE int32_t largest_lane(vi x) {
 // Writes quantized_bytes(K) bytes.
 template <class T>
 void quantize_row(uint8_t* to, const T* from, int64_t K) {
-  vi largest{};  // of bits: as floats without a sign are ordered, then infinity, then NaN
+  vi largest{};  // compares bits, whose order is that of non-negative floats, then infinity, then NaN
   for (int64_t k = 0; k < K; k += W) {
     const vi bits = (vi)load(from + k, K - k) & 0x7fffffff;
     largest = bits > largest ? bits : largest;
   }
   const int32_t bits = largest_lane(largest);
-  float most;
-  std::memcpy(&most, &bits, 4);
-  const float scale = most / 127.0f + (most - most);
-  float inverse = 127.0f / most;
+  float max_abs;
+  std::memcpy(&max_abs, &bits, 4);
+  const float scale = max_abs / 127.0f + (max_abs - max_abs);  // NaN where max_abs is not finite
+  float inverse = 127.0f / max_abs;
   inverse = inverse <= __FLT_MAX__ ? inverse : 0.0f;
   const int64_t bytes = 4 * words<uint8_t>(K);
   for (int64_t k = 0; k < bytes; k += W) {
@@ -66,8 +66,8 @@ void quantize_row(uint8_t* to, const T* from, int64_t K) {
   std::memcpy(to + bytes, &scale, 4);
 }
 
-// acc + the sum of the four products of each word, the bytes of w signed and those of x unsigned. It wraps:
-// only the last sum must fit, the 128s taken back.
+// acc + the sum of the four products of each word, the bytes of w signed and those of x unsigned.
+// Intermediate sums may wrap: only the corrected final sum must fit 32 bits.
 CNNLSTM_INLINE vi dot4(vi acc, vi w, vi x) {
 #if defined(__AVX512VNNI__)
   return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
@@ -101,7 +101,7 @@ CNNLSTM_INLINE vi splat_bytes(const uint8_t* x) {
 // acc[m][v] += the product of the quantized row x[m] of n words with vector v of the panel.
 template <int M>
 CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const uint8_t* const (&x)[M], int64_t n,
-                             Fetch = {}) {
+                             Prefetch = {}) {
   const float* const end = panel + n * 4 * W;
   vi sums[M][4];
 #pragma GCC unroll 4
@@ -110,7 +110,7 @@ CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const uint8_t*
     for (int m = 0; m < M; ++m) sums[m][v] = (vi)load(end + (4 + v) * W);
   }
   int64_t k = 0;
-  if constexpr (M == 1) {  // four chains of additions would wait for each other: use eight
+  if constexpr (M == 1) {  // eight chains of dependent additions, since four would be bound by latency
     vi odd[4] = {};
     for (; k + 1 < n; k += 2) {
 #pragma GCC unroll 4
@@ -139,8 +139,8 @@ CNNLSTM_INLINE void multiply(vf (&acc)[M][4], const float* panel, const uint8_t*
   }
 }
 
-// The same for the sums (count, 4W) of rows x, without what takes back the 128; rows of `to` and x lie ldt
-// and ldx elements apart.
+// The same, from the uncorrected sums (count, 4W) of rows x; rows of `to` and x are ldt and ldx elements
+// apart.
 inline void add_sums(float* to, int64_t ldt, const int32_t* sums, const float* panel, const uint8_t* x,
                      int64_t ldx, int64_t count, int64_t n) {
   const float* const end = panel + n * 4 * W;

@@ -1,4 +1,4 @@
-// Threads for the recurrence: a team, and a barrier cheap enough to stand between two time steps.
+// Threads for the recurrence: a team, and a barrier that is cheap enough for every time step.
 #pragma once
 
 #include <atomic>
@@ -8,8 +8,8 @@ namespace cnnlstm {
 
 class Barrier {
  public:
-  // Returns when `size` threads have called it; what they wrote before is visible to all after. Spins for a
-  // moment, then gives its core to others.
+  // Returns when `size` threads have called it; what they wrote before is visible to all after. Spins
+  // briefly, then yields the core.
   void wait(int size);
 
  private:
@@ -17,20 +17,21 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> phase_{0};
 };
 
-// Nanoseconds that this thread has waited long in barriers since it last asked.
-int64_t take_time_waited();
+// Nanoseconds that this thread has spent in barrier waits longer than a spin since the last call; resets the
+// count.
+int64_t take_wait_time();
 
-// Whether this process was forked from one that had loaded this library. Its OpenMP runtime then
-// believes in worker threads that no longer exist and would wait for them for ever.
+// Whether this process was forked from one that had loaded this library. Its OpenMP runtime would then wait
+// forever for worker threads that only the parent process has.
 bool is_forked_child();
 
-// While it lives, the calling thread and the libraries that it calls run alone, if other threads of the
-// machine have lately kept a team's threads from running at once. (MKL stays with what torch.set_num_threads
-// told it.)
-class AloneInCrowd {
+// While it exists, the calling thread and the libraries that it calls use one OpenMP thread, if the machine
+// was recently oversubscribed: other work prevented a team's threads from running at the same time. MKL is
+// not affected, which keeps the number from torch.set_num_threads.
+class OversubscriptionGuard {
  public:
-  AloneInCrowd();
-  ~AloneInCrowd();
+  OversubscriptionGuard();
+  ~OversubscriptionGuard();
 
  private:
   int threads_;  // to restore

@@ -1,8 +1,8 @@
 // Vectors of W floats and the activations on them, in GCC/Clang vector extensions.
 //
-// Included by the isa_*.cpp files only, each compiled for another instruction set. All of it lives in
-// an unnamed namespace: a function shared between those translation units would be merged by the
-// linker, and the survivor might use instructions the machine lacks.
+// Included by the isa_*.cpp files only, each of which is compiled for another instruction set. Everything is
+// in an unnamed namespace: the linker would merge a function with external linkage across those translation
+// units, and the copy that it keeps may use instructions that the machine does not have.
 #pragma once
 
 #include <cstdint>
@@ -70,8 +70,8 @@ CNNLSTM_INLINE vh narrow(vf x) {
 #endif
 }
 
-// load(p, n): lanes 0..n-1 from p, the rest zero, no byte beyond p[n-1] is read. n >= W loads all; n <= 0
-// none. store(p, n, x): writes lanes 0..n-1 and nothing else.
+// load(p, n): lanes 0..n-1 from p, the others zero; nothing beyond p[n-1] is read. n >= W loads all lanes, n
+// <= 0 none. store(p, n, x): writes lanes 0..n-1 and nothing else.
 CNNLSTM_INLINE vf load(const float* p) {
   vf x;
   std::memcpy(&x, p, sizeof x);
@@ -130,7 +130,7 @@ CNNLSTM_INLINE vf first_lanes(int64_t n, vf x) {
 #endif
 }
 
-// The lanes of a and b in turn: of their first halves, of their second halves.
+// The lanes of a and b alternately: of their first halves, of their second halves.
 #if defined(__AVX512F__)
 CNNLSTM_INLINE vf interleave_low(vf a, vf b) {
   return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -166,7 +166,7 @@ CNNLSTM_INLINE void transpose(vf (&x)[W]) {
   }
 }
 
-// Lane i is the sum over the lanes of x[i]; the same network, adding as it goes. Destroys x.
+// Lane i is the sum over the lanes of x[i]; the same network with an addition in each stage. Overwrites x.
 CNNLSTM_INLINE vf sum_lanes(vf (&x)[W]) {
 #pragma GCC unroll 4
   for (int n = W / 2; n > 0; n /= 2) {
@@ -180,8 +180,8 @@ CNNLSTM_INLINE vf sum_lanes(vf (&x)[W]) {
 // x = n ln2 + r, |r| <= ln2 / 2; exp(r) - 1 = r + r^2 q(r), q from the Taylor series fitted as in Cephes'
 // expf; exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1).
 CNNLSTM_INLINE vf expm1(vf x) {
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits; the 127 on top makes
-  // those bits the exponent field of 2^n.
+  // Adding 1.5 * 2^23 rounds to an integer, which is then in the low mantissa bits; the additional 127 turns
+  // those bits into the exponent field of 2^n.
   const vf shift = splat(12582912.0f + 127.0f);
   const vf shifted = fma(x, splat(1.44269504088896341f), shift);
   const vf n = shifted - shift;

@@ -1,6 +1,6 @@
-// Runs the CPU kernels on drawn shapes for the sanitizers, without PyTorch: every instruction set of this
-// machine, alone and on teams of threads, several callers at once. All memory is allocated to the byte, so
-// that AddressSanitizer sees the first element beyond it, and holds NaN where nothing has been written.
+// Runs the CPU kernels on random shapes under the sanitizers, without PyTorch: every instruction set of this
+// machine, on one thread and on teams, and several callers at once. All memory is allocated with its exact
+// size, so that AddressSanitizer detects the first element beyond it, and is initialized to NaN.
 //
 //     sanitize [calls] [seed]
 #include <algorithm>
@@ -21,8 +21,8 @@
 
 namespace cnnlstm {
 
-// Of threads that the sanitizers see through: OpenMP's runtime is not instrumented, and ThreadSanitizer would
-// report what it orders.
+// With std::thread, which the sanitizers understand: OpenMP's runtime is not instrumented, and
+// ThreadSanitizer would report false races.
 void run_team(int wanted, void (*body)(void* context, int rank, int size), void* context) {
   const int size = std::max(wanted, 1);
   std::vector<std::thread> others;
@@ -86,7 +86,7 @@ Array uniform(Random& random, int64_t count, bool is_bf16, double limit = 1.0) {
   return array;
 }
 
-// As ATen's BRGEMM reads: whole tiles of A, pairs of rows of B.
+// In place of ATen's BRGEMM, with the same reads: whole tiles of A, pairs of rows of B.
 void multiply(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
               const void* B, float* C) {
   const auto element = [](const void* from, int64_t i) {
@@ -108,7 +108,7 @@ struct DirectionData {
   Array w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, grad_output, grad_cells, grad_h_n, grad_c_n;
 };
 
-// What one layer is given: drawn once, read by all runs, some of them at the same time.
+// The arguments of one layer: drawn once, read by all runs, some of which are concurrent.
 struct Call {
   bool is_bf16, is_int8, projection, bias, packed_rows, training, prepacked;
   int64_t T, B, I, H, P;
@@ -116,7 +116,7 @@ struct Call {
   std::vector<int64_t> active, batch, rows_step, rows_row, compact_step, compact_row;
   std::unique_ptr<uint8_t[]> reset;
   int64_t rows, valid_rows, input_stride, gap;
-  MatrixEngine engine{};
+  GemmMicrokernel microkernel{};
   Array input;
   DirectionData direction[2];
 
@@ -131,8 +131,8 @@ struct Call {
     D = int(draw(random, 1, 2)), threads = int(draw(random, 2, 4));
     gap = is_bf16 ? 0 : draw(random, 0, 1) * 16;
     draw_rows(random);
-    if (is_bf16 && chance(random)) engine = {multiply, [] {}};
-    const int64_t unit = engine.multiply != nullptr ? kEngineTile : is_bf16 ? 2 : 1;
+    if (is_bf16 && chance(random)) microkernel = {multiply, [] {}};
+    const int64_t unit = microkernel.multiply != nullptr ? kMicrokernelTile : is_bf16 ? 2 : 1;
     input_stride = (I + unit - 1) / unit * unit;
     input = uniform(random, valid_rows * input_stride, is_bf16);
     for (int64_t row = 0; row < valid_rows; ++row) {
@@ -193,7 +193,7 @@ void fail(const std::string& text) {
 
 const void* or_null(const Array& array) { return array.size() == 0 ? nullptr : array.data(); }
 
-// Rows of steps that exist must have been written, and the others left alone.
+// Rows of steps that exist must have been written, all others must be unchanged.
 void append_rows(std::vector<float>& to, const Array& from, int64_t width, const Call& call) {
   if (from.size() == 0) return;
   const Sequences seq = call.sequences();
@@ -224,7 +224,7 @@ std::unique_ptr<uint8_t[]> quantized_input(const Kernels& kernels, const Call& c
   return rows;
 }
 
-// Forward, and backward where the call trains; everything that they write.
+// Runs forward, and backward for a training call; returns everything that they write.
 std::vector<float> run(const Kernels& kernels, const Call& call, int threads) {
   const auto [T, B, I, H, P, D] = std::tuple{call.T, call.B, call.I, call.H, call.P, call.D};
   std::vector<float> results;
@@ -237,7 +237,7 @@ std::vector<float> run(const Kernels& kernels, const Call& call, int threads) {
   forward.input = call.is_int8 ? quantized.get() : call.input.data(),
   forward.input_rows = forward.seq.compact;
   forward.input_stride = call.is_int8 ? quantized_bytes(I) : call.input_stride;
-  forward.engine = call.engine;
+  forward.microkernel = call.microkernel;
   forward.I = I, forward.H = H, forward.P = P, forward.D = D, forward.threads = threads;
   for (int d = 0; d < D; ++d) {
     const DirectionData& data = call.direction[d];
@@ -322,14 +322,14 @@ std::vector<Variant> variants() {
     if (isa == Isa::avx512) all.push_back({"avx512", kernels_avx512, kernels_avx512_int8});
 #endif
   }
-  // The one that the package uses: with the dot products of bf16 and int8 where there are any, or of
+  // The kernels that the package uses: with dot products of bf16 and int8 where available, or those of
   // CNNLSTM_CPU_ISA.
   all.push_back({"active", kernels, kernels_int8});
   return all;
 }
 
 void check_call(const Call& call, const std::vector<Variant>& variants, const std::string& name) {
-  // Of int8, a last bit of h that differs may round to the next integer.
+  // With int8 products, a difference in the last bit of h may change its rounding to an integer.
   const double tolerance = call.is_bf16 ? 0.06 : call.is_int8 ? 0.02 : 1e-4;
   std::vector<float> first;
   for (const Variant& variant : variants) {
@@ -349,7 +349,7 @@ void check_call(const Call& call, const std::vector<Variant>& variants, const st
   }
 }
 
-// Callers that share inputs and weights find what each finds alone.
+// Concurrent callers with the same inputs and weights get the same results as one caller alone.
 void check_callers(const Call& call, const std::vector<Variant>& variants, const std::string& name) {
   for (const Variant& variant : variants) {
     const Kernels& kernels = variant.of(call);
@@ -362,13 +362,13 @@ void check_callers(const Call& call, const std::vector<Variant>& variants, const
     for (std::thread& caller : callers) caller.join();
     for (const std::vector<float>& results : found) {
       if (results != alone)
-        fail(name + ", " + variant.name + ": callers at once change each other's results");
+        fail(name + ", " + variant.name + ": concurrent callers change each other's results");
     }
   }
 }
 
 uint64_t fingerprint_of(const Kernels& kernels, const Array& weight, int threads) {
-  Span span{weight.data(), weight.bytes(), 1, 0};
+  FingerprintSpan span{weight.data(), weight.bytes(), 1, 0};
   kernels.fingerprint(&span, 1, threads);
   return span.fingerprint;
 }

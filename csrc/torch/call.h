@@ -18,15 +18,15 @@ using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor,
 using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
 struct Call {
-  // Throws c10::Error, one sentence, on the first argument that does not fit the others. What `lengths` holds
-  // is not looked at: it may lie where the host would have to wait for it.
+  // Throws c10::Error with one sentence on the first argument that does not fit the others. The values of
+  // `lengths` are not checked: reading them may require a synchronization with the device.
   Call(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
        const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
        const OptionalTensor& dropout_mask, bool bidirectional);
 
   int64_t T, B, I, H, P, L, D;
   bool packed;   // input is (N, I), not (T, B, I)
-  int64_t rows;  // of the caller's tensors: N or T * B
+  int64_t rows;  // number of rows of the caller's tensors: N or T * B
   bool has_bias, has_projection;
   int64_t weights_per_direction;
   at::TensorOptions options;         // dtype and device of all tensors but batch_sizes, lengths and reset
@@ -42,8 +42,7 @@ struct Call {
   // (leading..., T, B, width) or (leading..., N, width).
   std::vector<int64_t> shape(std::vector<int64_t> leading, int64_t width) const;
 
-  // "<name> must be ... of shape ..., got ...": tensor is strided, on the call's device, of its dtype and
-  // that shape.
+  // Checks that the tensor is strided, on the call's device, of its dtype and of that shape.
   void check(const char* name, const at::Tensor& tensor, at::IntArrayRef shape) const;
   // A gradient that may be absent, checked and contiguous.
   at::Tensor gradient(const char* name, const OptionalTensor& gradient, at::IntArrayRef shape) const;

@@ -21,9 +21,9 @@ namespace cnnlstm {
 
 namespace {
 
-// In a forked child ATen's own matrix products would wait for worker threads that were not forked with it
-// (DataLoader workers set one thread for the same reason).
-void leave_dead_threads_alone() {
+// In a forked child ATen's own matrix products would wait for worker threads that only the parent process has
+// (DataLoader workers use one thread for the same reason).
+void use_one_thread_after_fork() {
   if (!is_forked_child()) return;
   static std::once_flag once;
   std::call_once(once, [] { at::set_num_threads(1); });
@@ -35,8 +35,8 @@ ForwardResult lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tens
                    bool for_backward, bool all_cells, c10::string_view backend) {
   if (backend == "cpu" || backend == "cpu-int8") {
     const BelowAutogradAndAutocast guard;
-    leave_dead_threads_alone();
-    const AloneInCrowd alone;
+    use_one_thread_after_fork();
+    const OversubscriptionGuard thread_guard;
     return lstm_cpu(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
                     for_backward, all_cells, backend == "cpu-int8");
   }
@@ -65,8 +65,8 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
   TORCH_CHECK(backend != "cpu-int8", "The int8 kernel has no gradient.");
   if (backend == "cpu") {
     const BelowAutogradAndAutocast guard;
-    leave_dead_threads_alone();
-    const AloneInCrowd alone;
+    use_one_thread_after_fork();
+    const OversubscriptionGuard thread_guard;
     return lstm_backward_cpu(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes,
                              lengths, reset, dropout_mask, output, cells, gates, hidden, bidirectional,
                              input_needs_grad, weights_need_grad);

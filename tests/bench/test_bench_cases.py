@@ -101,7 +101,7 @@ def test_spec_is_what_the_dispatcher_sees(case: Case, mode: str) -> None:
     job.module.train(mode == "training")
     lengths = None if case.packed else inputs.lengths
     with torch.set_grad_enabled(mode == "training"):
-        seen = validate(job.module.call(inputs.x, None, lengths=lengths, reset=inputs.reset).facts)  # type: ignore[operator]
+        seen = validate(job.module.call(inputs.x, None, lengths=lengths, reset=inputs.reset).key)  # type: ignore[operator]
     assert case.spec(mode, "f32") == seen
 
 

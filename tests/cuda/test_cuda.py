@@ -312,5 +312,5 @@ def test_without_the_host_library_it_refuses_the_cpu(monkeypatch: pytest.MonkeyP
 
 
 def test_auto_leaves_the_cpu_to_others() -> None:
-    pace = BACKENDS["cuda"].pace(SPEC)
-    assert pace is not None and pace.slow
+    speed = BACKENDS["cuda"].measured_speed(SPEC)
+    assert speed is not None and speed.slow

@@ -12,7 +12,7 @@ import torch
 import cnnlstm_fast
 from cnnlstm_fast import BACKENDS, _native
 from cnnlstm_fast.recurrent import dispatch
-from cnnlstm_fast.recurrent.backends import Backend, Pace, cuda, cuda_plan
+from cnnlstm_fast.recurrent.backends import Backend, MeasuredSpeed, cuda, cuda_plan
 from cnnlstm_fast.recurrent.canonical import LSTMSpec
 
 SPEC = LSTMSpec(
@@ -34,13 +34,13 @@ SPEC = LSTMSpec(
     grad=False,
     tracing=False,
 )
-SLOW = Pace(True, "it is slow at B=2")
+SLOW = MeasuredSpeed(True, "it is slow at B=2")
 
 optimize_module = sys.modules["cnnlstm_fast.optimize"]  # the package has a function of that name
 
 
-def backend(name: str, refuses: str | None = None, pace: Pace | None = None) -> Backend:
-    return Backend(name, f"summary of {name}", lambda spec: refuses, lambda spec: pace)
+def backend(name: str, refuses: str | None = None, speed: MeasuredSpeed | None = None) -> Backend:
+    return Backend(name, f"summary of {name}", lambda spec: refuses, lambda spec: speed)
 
 
 def explained(backend: str, spec: LSTMSpec = SPEC) -> list[str]:
@@ -77,7 +77,7 @@ def test_explain_tells_how_those_that_could_would_run_the_call(table) -> None:
         raise AssertionError("asked for a plan of a call that it cannot take")
 
     cannot = replace(backend("one", refuses="not here"), plan=never)
-    passed_over = replace(backend("two", pace=SLOW), plan=lambda spec: "two blocks")
+    passed_over = replace(backend("two", speed=SLOW), plan=lambda spec: "two blocks")
     table(cannot, passed_over, backend("three"))
     assert explained("auto")[1:] == [
         "rejected: one: not here",
@@ -126,19 +126,19 @@ def test_the_plan_of_the_cuda_kernels_is_told(grad: bool, table, monkeypatch: py
 
 
 def test_every_rejection_has_its_reason(table) -> None:
-    table(backend("one", refuses="no lengths"), backend("two", pace=SLOW), backend("three"))
+    table(backend("one", refuses="no lengths"), backend("two", speed=SLOW), backend("three"))
     choice = dispatch.select(SPEC)
     assert choice.backend.name == "three"
     assert "no lengths" in choice.rejected["one"] and "it is slow at B=2" in choice.rejected["two"]
 
 
 def test_the_one_that_is_taken_has_its_figures(table) -> None:
-    table(backend("one", pace=Pace(False, "twice as fast as two")), backend("two"))
+    table(backend("one", speed=MeasuredSpeed(False, "twice as fast as two")), backend("two"))
     assert dispatch.select(SPEC).reason == "twice as fast as two"
 
 
 def test_a_slow_one_is_better_than_none(table) -> None:
-    table(backend("one", refuses="not here"), backend("two", pace=SLOW), backend("three", pace=SLOW))
+    table(backend("one", refuses="not here"), backend("two", speed=SLOW), backend("three", speed=SLOW))
     choice = dispatch.select(SPEC)
     assert choice.backend.name == "two"
     assert choice.rejected.get("one") == "not here"
@@ -151,7 +151,7 @@ def test_none_at_all(table) -> None:
 
 
 def test_a_named_one_is_taken_even_if_slow(table) -> None:
-    table(backend("one"), backend("two", pace=SLOW))
+    table(backend("one"), backend("two", speed=SLOW))
     assert dispatch.select(SPEC, "two").backend.name == "two"
 
 

@@ -192,10 +192,10 @@ def gpu(planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callab
 def test_on_a_gpu_the_kernels_are_taken_where_they_were_measured_to_be_faster(
     gpu: Callable[..., None],
 ) -> None:
-    pace = triton_backend.BACKEND.pace
+    speed = triton_backend.BACKEND.measured_speed
     gpu(float32_inference_D1=[point(1, 1, 64, 0.5), point(64, 1, 64, 2.0)])
-    assert pace(on_gpu(1, 1, 64)).slow and not pace(on_gpu(64, 1, 64)).slow
-    assert pace(on_gpu(64, 1, 64)).reason.startswith("2.00 times as fast as aten near T=64 B=1")
+    assert speed(on_gpu(1, 1, 64)).slow and not speed(on_gpu(64, 1, 64)).slow
+    assert speed(on_gpu(64, 1, 64)).reason.startswith("2.00 times as fast as aten near T=64 B=1")
     for other in (
         {"num_layers": 2},  # cuDNN runs layers at the same time: another kind
         {"packed": True},
@@ -204,21 +204,21 @@ def test_on_a_gpu_the_kernels_are_taken_where_they_were_measured_to_be_faster(
         {"T": None, "B": None, "tracing": True},
         {"proj_size": 8},
     ):
-        unknown = pace(on_gpu(64, 1, 64)._replace(**other))
+        unknown = speed(on_gpu(64, 1, 64)._replace(**other))
         assert unknown.slow and unknown.reason.startswith("nothing is known"), other
-    assert pace(on_gpu(64, 1, 64, lengths=True)) is None, "nothing that aten could do"
+    assert speed(on_gpu(64, 1, 64, lengths=True)) is None, "nothing that aten could do"
 
 
 def test_on_a_gpu_stacks_and_packed_sequences_are_kinds_of_their_own(gpu: Callable[..., None]) -> None:
     gpu(bfloat16_training_D2_stacked_packed=[point(1, 1, 64, 3.0)])
     spec = on_gpu(1, 1, 64, num_layers=4, packed=True, grad=True, bidirectional=True)
     for dtype in (torch.bfloat16, torch.float16):
-        assert not triton_backend.BACKEND.pace(spec._replace(dtype=dtype)).slow
+        assert not triton_backend.BACKEND.measured_speed(spec._replace(dtype=dtype)).slow
 
 
 def test_a_table_of_another_gpu_tells_nothing(gpu: Callable[..., None]) -> None:
     gpu(Gpu("Some other GPU"), float32_inference_D1=[point(1, 1, 64, 9.0)])
-    assert triton_backend.BACKEND.pace(on_gpu(1, 1, 64)).reason.startswith("nothing is known")
+    assert triton_backend.BACKEND.measured_speed(on_gpu(1, 1, 64)).reason.startswith("nothing is known")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"machine": {"isa": "mmx", "threads": 2}, "kinds": {}}'])
@@ -255,5 +255,7 @@ def test_the_committed_tables_answer_for_every_kind() -> None:
     for grad, bidirectional, dtype in itertools.product(
         (False, True), (False, True), (torch.float32, torch.bfloat16)
     ):
-        pace = cpu.BACKEND.pace(call(8, 4, 64, grad=grad, bidirectional=bidirectional, dtype=dtype))
-        assert pace is not None and "times as fast" in pace.reason
+        speed = cpu.BACKEND.measured_speed(
+            call(8, 4, 64, grad=grad, bidirectional=bidirectional, dtype=dtype)
+        )
+        assert speed is not None and "times as fast" in speed.reason

@@ -17,7 +17,7 @@ from layers import net, run
 from torch import Tensor, nn
 
 import cnnlstm_fast
-from cnnlstm_fast.recurrent._identity import is_stand_in
+from cnnlstm_fast.recurrent.class_swap import is_fast
 
 
 class Named(nn.LSTM):
@@ -161,10 +161,10 @@ def test_a_subclass_of_another_layout(cls: type[nn.LSTM]) -> None:
     x = torch.randn(3, 5, 4)
     want = layer(x)
     cnnlstm_fast.optimize(layer)
-    assert isinstance(layer, cls) and layer.__class__ is cls and is_stand_in(layer)
+    assert isinstance(layer, cls) and layer.__class__ is cls and is_fast(layer)
     torch.testing.assert_close(layer(x), want)
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert isinstance(copied, cls) and is_stand_in(copied)
+        assert isinstance(copied, cls) and is_fast(copied)
         torch.testing.assert_close(copied(x), want)
     assert type(cnnlstm_fast.revert(layer)) is cls
 

@@ -158,7 +158,7 @@ def test_parametrizations(make: Any, when: str) -> None:
         cnnlstm_fast.optimize(layer)
     torch.manual_seed(1)
     make(plain)
-    assert cnnlstm_fast.recurrent._identity.is_stand_in(layer)
+    assert cnnlstm_fast.recurrent.class_swap.is_fast(layer)
     # spectral norm advances by a power iteration at each use in training
     plain.eval(), layer.eval()
     x = torch.randn(5, 3, 4)
@@ -168,7 +168,7 @@ def test_parametrizations(make: Any, when: str) -> None:
     torch.testing.assert_close(copy.deepcopy(layer)(x), layer(x))
     name = next(iter(layer.parametrizations))
     parametrize.remove_parametrizations(layer, name)
-    assert cnnlstm_fast.recurrent._identity.is_stand_in(layer)
+    assert cnnlstm_fast.recurrent.class_swap.is_fast(layer)
     same_as_pytorch(layer)
     cnnlstm_fast.revert(layer)
     assert type(layer) is nn.LSTM

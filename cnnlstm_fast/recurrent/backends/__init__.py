@@ -1,9 +1,9 @@
-"""The table of backends, in the order in which ``auto`` tries them. A new backend is one file and one line."""
+"""The table of backends, in the order in which ``auto`` tries them. A new backend takes one file and one line here."""
 
 from __future__ import annotations
 
 from . import aten, cpu, cpu_int8, cuda, reference, triton
-from .base import Backend, Outputs, Pace
+from .base import Backend, MeasuredSpeed, Outputs
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
@@ -17,4 +17,4 @@ BACKENDS: dict[str, Backend] = {
     )
 }
 
-__all__ = ["BACKENDS", "Backend", "Outputs", "Pace"]
+__all__ = ["BACKENDS", "Backend", "MeasuredSpeed", "Outputs"]

@@ -1,4 +1,4 @@
-"""What PyTorch has: torch.lstm, which is oneDNN or MKL on a CPU and cuDNN on an NVIDIA GPU."""
+"""PyTorch's own kernel, torch.lstm: oneDNN or MKL on a CPU, cuDNN on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..canonical import LSTMSpec
 from .base import Backend, Outputs, without_saved
 
 WRONG_GRADIENTS_FROM = 1024
-"""The hidden size from which oneDNN's bfloat16 backward pass is off by 100 % (PyTorch 2.13, CPU with AMX, any T, B
-and input size; float32 and smaller sizes are right). Packed sequences go through it where all are equally long,
-projections never."""
+"""The hidden size from which on oneDNN's bfloat16 backward pass has errors of 100 % (PyTorch 2.13, CPU with AMX, any
+T, B and input size; float32 and smaller sizes are correct). PyTorch uses it for packed sequences only if all have the
+same length, and never for projections."""
 
 
 def _supports(spec: LSTMSpec) -> str | None:
@@ -57,7 +57,7 @@ def _forward(
     if dropout_mask is None:
         return without_saved(*run(input, h0, c0, weights, num_layers))
 
-    # torch.lstm cannot be handed a mask: layer by layer, masked in between
+    # torch.lstm has no argument for a mask: run the layers one by one and apply the mask between them
     x, h_n, c_n = input, [], []
     for layer in range(num_layers):
         states = slice(layer * directions, (layer + 1) * directions)

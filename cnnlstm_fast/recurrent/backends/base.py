@@ -1,4 +1,4 @@
-"""What a backend is."""
+"""The interface of a backend."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..canonical import LSTMSpec
 
 
 class Outputs(NamedTuple):
-    """What the operator returns; T, B become one dimension of N rows for packed input. A part that was not
-    asked for is an empty tensor of shape (0,)."""
+    """The results of the operator; for packed input T, B are one dimension of N rows. A result that was not requested
+    is an empty tensor of shape (0,)."""
 
     output: Tensor  # (T, B, D*P)
     h_n: Tensor  # (L*D, B, P)
@@ -24,7 +24,8 @@ class Outputs(NamedTuple):
 
 
 def without_saved(output: Tensor, h_n: Tensor, c_n: Tensor, cells: Tensor | None = None) -> Outputs:
-    """The outputs of differentiable code; every absent part is a tensor of its own, as an operator's must be."""
+    """The outputs of differentiable code. Every absent one is a separate empty tensor, since the results of an operator
+    must not alias."""
     return Outputs(
         output,
         h_n,
@@ -35,51 +36,54 @@ def without_saved(output: Tensor, h_n: Tensor, c_n: Tensor, cells: Tensor | None
     )
 
 
-class Pace(NamedTuple):
-    """What measurements say of a backend on a call, beside those that ``auto`` would try after it."""
+class MeasuredSpeed(NamedTuple):
+    """The speed of a backend for a call by measurements, relative to the backends that ``auto`` tries after it."""
 
-    slow: bool  # ``auto`` passes over it
+    slow: bool  # ``auto`` skips it
     reason: str
 
 
 def unmeasured(spec: LSTMSpec) -> None:
-    """A backend of whose speed nothing is known."""
+    """The ``measured_speed`` of a backend that was not measured."""
 
 
 def unplanned(spec: LSTMSpec) -> None:
-    """A backend that runs all calls alike, or does not tell how."""
+    """The ``plan`` of a backend that does not describe one."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run the operator. It comes in three forms:
+    """One implementation of the operator, in one of three forms:
 
     - ``native``: compiled into the operator itself (C++ or CUDA); ``forward`` and ``backward`` stay None.
     - kernels called from Python: ``forward`` and ``backward`` take the arguments of ``lstm`` and
       ``lstm_backward`` in ``operators.schema`` without the last one, and fill all of ``Outputs``.
     - differentiable PyTorch code: ``backward`` is None, and ``forward`` leaves gates and hidden empty. Eager
-      calls run it as it is; within a traced graph, and where the caller asks for it, the operator recomputes it for
-      the backward pass.
+      calls run it under autograd; in a traced graph, and with ``recompute``, the operator runs it again in the
+      backward pass.
     """
 
     name: str
     summary: str
     supports: Callable[[LSTMSpec], str | None]
-    """None, or the reason why this backend cannot take the call."""
-    pace: Callable[[LSTMSpec], Pace | None] = unmeasured
-    """None, or whether measurements let ``auto`` pass over it although it could. Asked only where it can."""
+    """None, or the reason why this backend does not support the call."""
+    measured_speed: Callable[[LSTMSpec], MeasuredSpeed | None] = unmeasured
+    """None, or whether ``auto`` skips it by measurements although it supports the call. Called only for supported
+    calls."""
     plan: Callable[[LSTMSpec], str | None] = unplanned
-    """None, or how it splits the call, in words. Asked only where it can, and never on the way of a call."""
+    """None, or a description of how it splits the work. Called only for supported calls, and never while running
+    one."""
     forward: Callable[..., Outputs] | None = None
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]] | None = None
     native: bool = False
     approximate: bool = False
-    """Its numbers are not the same: ``auto`` never takes it, and its errors have the limit ``contract.APPROXIMATE``."""
+    """Its results differ from PyTorch's beyond rounding: ``auto`` never selects it, and the limit of its errors is
+    ``contract.APPROXIMATE``."""
     own_dropout: bool = False
-    """In an eager call it draws the dropout between the layers itself (``forward(..., dropout=p)``)."""
+    """In an eager call it applies the dropout between the layers itself (``forward(..., dropout=p)``)."""
 
     def describe(self, spec: LSTMSpec) -> str:
-        """How it would run a call that it can take, whoever chose it."""
+        """How it would run a call that it supports, selected or not."""
         plan = self.plan(spec)
         return self.summary if plan is None else f"{self.summary}; {plan}"
 

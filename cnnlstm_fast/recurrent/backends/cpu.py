@@ -7,14 +7,14 @@ import torch
 from ... import _native
 from ..canonical import LSTMSpec
 from . import measured
-from .base import Backend, Pace
+from .base import Backend, MeasuredSpeed
 
 
 def _supports(spec: LSTMSpec) -> str | None:
     if spec.device != "cpu":
         return f"it runs on the CPU, the tensors are on {spec.device}"
     if not _native.available:
-        return f"the compiled extension is not here: {_native.reason}"
+        return f"the compiled extension is not available: {_native.reason}"
     if spec.dtype not in (torch.float32, torch.bfloat16):
         return (
             f"it computes in float32 and bfloat16, the tensors are {str(spec.dtype).removeprefix('torch.')}"
@@ -22,9 +22,9 @@ def _supports(spec: LSTMSpec) -> str | None:
     return None
 
 
-def _pace(spec: LSTMSpec) -> Pace | None:
-    """The threads are those of the first call with these facts."""
-    return measured.pace(spec, "cpu", measured.running)
+def _measured_speed(spec: LSTMSpec) -> MeasuredSpeed | None:
+    """Cached with the call's plan: it depends on the number of threads at the first call with the same key."""
+    return measured.measured_speed(spec, "cpu", measured.running)
 
 
-BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _pace, native=True)
+BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _measured_speed, native=True)

@@ -1,4 +1,4 @@
-"""The C++ kernel for CPUs with products of int8 (csrc/cpu/quantize.h), compiled into the operator."""
+"""The C++ kernel for CPUs with int8 products (csrc/cpu/quantize.h), compiled into the operator."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ..canonical import LSTMSpec
 from . import cpu
 from .base import Backend
 
-MOST_FEATURES = 1 << 17
-"""The sum of so many products of two int8 fits 32 bits."""
+MAX_FEATURES = 1 << 17
+"""The largest number of int8 products whose sum fits 32 bits."""
 
 
 def _supports(spec: LSTMSpec) -> str | None:
@@ -21,8 +21,8 @@ def _supports(spec: LSTMSpec) -> str | None:
     if spec.grad:
         return "it has no gradients, and one is wanted; call it under torch.no_grad()"
     inner = spec.directions * (spec.proj_size or spec.hidden_size)
-    if max(spec.input_size, inner) > MOST_FEATURES:
-        return f"its sums of products hold {MOST_FEATURES} features at most"
+    if max(spec.input_size, inner) > MAX_FEATURES:
+        return f"its sums of products hold {MAX_FEATURES} features at most"
     return None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ... import _native
 from ..canonical import LSTMSpec
 from . import measured
-from .base import Backend, Outputs, Pace
+from .base import Backend, MeasuredSpeed, Outputs
 from .cuda_plan import describe
 
 OLDEST = 80
@@ -75,10 +75,10 @@ def has_code(archs: Sequence[str], sm: int) -> bool:
     return any(map(runs, archs)) or (newest is not None and newest <= sm)
 
 
-def _pace(spec: LSTMSpec) -> Pace | None:
+def _pace(spec: LSTMSpec) -> MeasuredSpeed | None:
     if spec.device == "cpu":
-        return Pace(True, "its kernels are compiled for the CPU here, which is for tests alone")
-    return measured.pace_on_gpu(spec, "cuda")
+        return MeasuredSpeed(True, "its kernels are compiled for the CPU here, which is for tests alone")
+    return measured.measured_speed_on_gpu(spec, "cuda")
 
 
 def _plan(spec: LSTMSpec) -> str | None:

@@ -1,9 +1,10 @@
-"""How fast a backend is beside ``aten``: the tables in ``tables/``, which ``python -m bench.calibrate.choose`` writes.
+"""The speed of a backend relative to ``aten``, from the tables in ``tables/`` that ``python -m bench.calibrate.choose``
+writes.
 
-A folder for each backend holds files, each of them what one class of machines measured. In it ``kinds`` of calls
-(dtype, inference or training, directions) have points with the time of ``aten`` over that of the backend. Between
-points the logarithm of the ratio is interpolated over the logarithms of the sizes; beyond them the outermost point
-counts.
+There is a folder for each backend, and in it one file for each class of machines that was measured. In a file each
+``kind`` of call (dtype, inference or training, directions) has points with the ratio of the time of ``aten`` to that
+of the backend. Between points the logarithm of the ratio is interpolated over the logarithms of the sizes; outside
+of them the nearest point is used.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import torch
 from ... import _native
 from ..canonical import LSTMSpec
 from . import aten
-from .base import Pace
+from .base import MeasuredSpeed
 
 TABLES = Path(__file__).parent / "tables"
 ISAS = ("portable", "avx2", "avx512", "avx512_amx")
-"""The instruction sets among which the kernels' speed differs, the slowest first."""
+"""The instruction sets for which the kernels differ in speed, the slowest first."""
 
 
 class Machine(NamedTuple):
-    """A class of CPUs whose ratios resemble each other."""
+    """A class of CPUs with similar ratios."""
 
     isa: str  # of ISAS
     threads: int
@@ -45,9 +46,9 @@ class Machine(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """A kind of GPU. What one measured says nothing of another."""
+    """A GPU model. Measurements of one model do not apply to another."""
 
-    gpu: str  # its name
+    gpu: str  # its name in CUDA
 
     def __str__(self) -> str:
         return self.gpu
@@ -58,7 +59,7 @@ class Gpu(NamedTuple):
 
 
 def running() -> Machine:
-    """This machine, as this process uses it."""
+    """The class of this machine with this process's number of threads."""
     return Machine(_isa(), torch.get_num_threads())
 
 
@@ -70,42 +71,42 @@ def _isa() -> str:
 
 
 class Point(NamedTuple):
-    """A call as it was measured."""
+    """One measured call."""
 
     T: int
     B: int
     I: int
     H: int
-    ours_us: float | None  # median times; None where no single time is known
+    ours_us: float | None  # median times; None where only the ratio is known
     aten_us: float | None
-    ratio: float  # aten / ours, above 1 ours is faster: the median over pairs
-    low: float  # with its interval of 95 %
+    ratio: float  # aten / ours, median over pairs; above 1 ours is faster
+    low: float  # its 95 % confidence interval
     high: float
-    others: float | None  # cores that other work on the machine used meanwhile
+    others: float | None  # cores that other processes used meanwhile
 
 
 SLOW = 0.97
-"""A backend is slow where ``aten`` takes less than this share of its time; less of a gain is none in practice."""
+"""A backend is slow where ``aten`` takes less than this fraction of its time; a smaller gain is not relevant."""
 
 
 class Estimate(NamedTuple):
-    """The ratio of a call, and the upper end of its interval."""
+    """The ratio of a call, and the upper end of its confidence interval."""
 
     ratio: float
     high: float
 
     @property
     def slow(self) -> bool:
-        """Whether ``aten`` is faster, beyond noise."""
+        """Whether ``aten`` is faster by more than noise."""
         return self.ratio < SLOW and self.high < 1.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The points of one kind of calls."""
+    """The points of one kind of call."""
 
     made: dict[str, Any]
-    """``source``, to be read as "by ..."; where it was measured, also by which versions, on what, and when."""
+    """``source``, which follows "by" in a reason; for measurements also the versions, the hardware and the date."""
     points: Sequence[Point]
 
     def estimate(self, T: int, B: int, I: int, H: int) -> Estimate:
@@ -118,21 +119,21 @@ class Kind:
 
     @cached_property
     def _tree(self) -> Any:
-        return _grown([(_place(*p[:4]), (math.log(p.ratio), math.log(p.high))) for p in self.points])
+        return _grid([(_place(*p[:4]), (math.log(p.ratio), math.log(p.high))) for p in self.points])
 
 
 @dataclass(frozen=True)
 class Table:
-    """What one class of machines measured of one backend."""
+    """The measurements of one backend on one class of machines."""
 
     machine: Machine | Gpu
     kinds: dict[str, Kind]
 
 
 def kind(spec: LSTMSpec) -> str:
-    """The name of the kind that a call belongs to. On a CPU a stack costs what its layers do; cuDNN runs layers at
-    the same time, so that stacks are a kind of their own there. float16 goes by the points of bfloat16
-    there, which tensor cores multiply at the same rate."""
+    """The name of the kind that a call belongs to. On a CPU the time of a stack is that of its layers; cuDNN runs
+    layers concurrently, so that stacks are separate kinds on a GPU. There float16 uses the points of bfloat16, which
+    tensor cores multiply at the same rate."""
     on_gpu = spec.device == "cuda"
     dtype = torch.bfloat16 if on_gpu and spec.dtype == torch.float16 else spec.dtype
     mode = "training" if spec.grad else "inference"
@@ -141,9 +142,11 @@ def kind(spec: LSTMSpec) -> str:
     return name + " stacked" * stacked + " packed" * spec.packed
 
 
-def pace(spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]) -> Pace | None:
-    """By the tables of measurements; None where they do not tell. They are of whole sequences without a projection: for
-    the others PyTorch has no such kernel. In a traced graph the sizes are unknown, and the machine cannot be asked."""
+def measured_speed(
+    spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]
+) -> MeasuredSpeed | None:
+    """By the tables of measurements; None where they do not apply. They hold calls without a projection that ``aten``
+    supports. In a traced graph the sizes are unknown, and the machine cannot be queried."""
     if spec.T is None or spec.B is None or spec.proj_size or aten.BACKEND.supports(spec) is not None:
         return None
     machine = this_machine()
@@ -159,27 +162,27 @@ def pace(spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]
     if table.machine != machine:
         where += f", the nearest to this machine's {machine}"
     place = f"T={near.T} B={near.B} I={near.I} H={near.H}"
-    return Pace(slow, f"{faster} near {place} by {found.made['source']} ({where})")
+    return MeasuredSpeed(slow, f"{faster} near {place} by {found.made['source']} ({where})")
 
 
-def pace_on_gpu(spec: LSTMSpec, backend: str) -> Pace | None:
-    """Where nothing was measured, PyTorch's own kernel stays with the calls that it takes."""
-    known = pace(spec, backend, lambda: Gpu(torch.cuda.get_device_name()))
+def measured_speed_on_gpu(spec: LSTMSpec, backend: str) -> MeasuredSpeed | None:
+    """Without measurements, PyTorch's own kernel runs the calls that it supports."""
+    known = measured_speed(spec, backend, lambda: Gpu(torch.cuda.get_device_name()))
     if known is None and aten.BACKEND.supports(spec) is None:
-        return Pace(True, "nothing is known of its speed on this GPU beside aten")
+        return MeasuredSpeed(True, "nothing is known of its speed on this GPU relative to aten")
     return known
 
 
 def load(path: Path) -> Table:
-    """Raises ValueError where the file is not one of ours."""
+    """Raises ValueError if the file is not such a table."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         kinds = {
             name: Kind(found["made"], [Point(*row) for row in found["points"]])
             for name, found in document["kinds"].items()
         }
-        facts = document["machine"]
-        machine = Gpu(**facts) if "gpu" in facts else Machine(**facts)
+        fields = document["machine"]
+        machine = Gpu(**fields) if "gpu" in fields else Machine(**fields)
         if isinstance(machine, Machine):
             ISAS.index(machine.isa)
         return Table(machine, kinds)
@@ -191,7 +194,7 @@ def load(path: Path) -> Table:
 
 @lru_cache(maxsize=16)
 def nearest(backend: str, machine: Machine | Gpu) -> Table | None:
-    """The table of the class nearest to a machine: of CPUs by the instruction set first, then by the threads."""
+    """The table of the class nearest to a machine: for CPUs by the instruction set first, then by the threads."""
     tables = [load(path) for path in sorted((TABLES / backend).glob("*.json"))]
     if isinstance(machine, Gpu):
         return next((table for table in tables if table.machine == machine), None)
@@ -205,30 +208,30 @@ def nearest(backend: str, machine: Machine | Gpu) -> Table | None:
 
 
 def _place(T: int, B: int, I: int, H: int) -> tuple[float, ...]:
-    """Where a call lies on the axes, the outermost first: the tables are grids of I/H, H, B and T, though not all
-    points of a grid are there."""
+    """The coordinates of a call, the outermost axis first: the tables are grids over I/H, H, B and T, of which points
+    may be missing."""
     T, B, I = max(T, 1), max(B, 1), max(I, 1)  # empty calls have no logarithm
     return math.log2(I / H), math.log2(H), math.log2(B), math.log2(T)
 
 
 class _Axis(NamedTuple):
-    """What lies at each value of one axis: an axis, or the values that are interpolated."""
+    """One axis of the grid: at each value the next axis, or the values that are interpolated."""
 
     values: list[float]
     at: list[Any]
 
 
-def _grown(entries: Iterable[tuple[tuple[float, ...], Any]]) -> Any:
+def _grid(entries: Iterable[tuple[tuple[float, ...], Any]]) -> Any:
     branches: dict[float, list[tuple[tuple[float, ...], Any]]] = {}
     for (first, *rest), value in entries:
         branches.setdefault(first, []).append((tuple(rest), value))
     values = sorted(branches)
     leaf = not branches[values[0]][0][0]
-    return _Axis(values, [branches[v][0][1] if leaf else _grown(branches[v]) for v in values])
+    return _Axis(values, [branches[v][0][1] if leaf else _grid(branches[v]) for v in values])
 
 
 def _interpolate(node: Any, place: Sequence[float]) -> tuple[float, ...]:
-    """Linear along each axis in turn, between the two neighbours there; beyond the last one as there."""
+    """Linear along each axis in turn, between the two neighbours; constant beyond the last one."""
     if not place:
         found: tuple[float, ...] = node
         return found
@@ -238,5 +241,5 @@ def _interpolate(node: Any, place: Sequence[float]) -> tuple[float, ...]:
     if above == 0 or node.values[above] <= first:
         return after
     before = _interpolate(node.at[above - 1], rest)
-    share = (first - node.values[above - 1]) / (node.values[above] - node.values[above - 1])
-    return tuple((1 - share) * a + share * b for a, b in zip(before, after, strict=True))
+    weight = (first - node.values[above - 1]) / (node.values[above] - node.values[above - 1])
+    return tuple((1 - weight) * a + weight * b for a, b in zip(before, after, strict=True))

@@ -1,4 +1,4 @@
-"""The oracle as a backend: takes every call, fast nowhere."""
+"""The reference implementation as a backend: supports every call and is slow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _forward(
     for_backward: bool,
     all_cells: bool,
 ) -> Outputs:
-    # 16-bit states would drift from step to step: like every other backend, they are float32 inside
+    # rounding errors of 16-bit states would accumulate over the steps: like in every backend, states are float32
     dtype = torch.float32 if input.dtype in (torch.bfloat16, torch.float16) else input.dtype
     results = reference.lstm(
         input.to(dtype),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..canonical import LSTMSpec
 from . import measured
-from .base import Backend, Outputs, Pace
+from .base import Backend, MeasuredSpeed, Outputs
 
 OLDEST = 8
 """Major compute capability: earlier GPUs have no bfloat16, and were never compiled for."""
@@ -35,10 +35,10 @@ def _supports(spec: LSTMSpec) -> str | None:
     return None
 
 
-def _pace(spec: LSTMSpec) -> Pace | None:
+def _pace(spec: LSTMSpec) -> MeasuredSpeed | None:
     if spec.device == "cpu":
-        return Pace(True, "it is interpreted here")
-    return measured.pace_on_gpu(spec, "triton")
+        return MeasuredSpeed(True, "it is interpreted here")
+    return measured.measured_speed_on_gpu(spec, "triton")
 
 
 @cache

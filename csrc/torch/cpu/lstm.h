@@ -6,7 +6,7 @@
 
 namespace cnnlstm {
 
-// int8: products of quantized weights and activations, float32 tensors, not for_backward.
+// int8: products of quantized weights and activations; float32 tensors, and for_backward must be false.
 ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
                        at::TensorList weights, const OptionalTensor& batch_sizes,
                        const OptionalTensor& lengths, const OptionalTensor& reset,

@@ -14,32 +14,31 @@ namespace cnnlstm {
 
 namespace {
 
-// What a thread must have to read before it is worth waking.
+// Fewer bytes to read than this are not worth another thread.
 constexpr size_t kBytesPerThread = 1 << 17;
 
 struct Entry {
-  c10::weak_intrusive_ptr<c10::StorageImpl>
-      storage;        // as long as it is held, no other storage has its address
-  uint64_t version;   // that in-place operations raise
-  uint64_t contents;  // the fingerprint, for edits that go past it
-  at::Tensor panels;  // from the second use on, and contents with them
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;  // while it is held, no other storage has its address
+  uint64_t version;                                   // incremented by in-place operations
+  uint64_t fingerprint;                               // for edits that do not change the version
+  at::Tensor panels;                                  // set on the second use, with the fingerprint
 };
 
 using Key =
     std::tuple<const c10::StorageImpl*, const void*, int64_t, int64_t, at::ScalarType, const Kernels*>;
 
-struct Store {
+struct PanelCache {
   std::mutex mutex;
   std::map<Key, Entry> entries;
 
-  void forget_dead() {
+  void erase_expired() {
     std::erase_if(entries, [](const auto& item) { return item.second.storage.expired(); });
   }
 };
 
-Store& store() {
-  static Store& one = *new Store;  // never destroyed: callers may outlive static objects
-  return one;
+PanelCache& panel_cache() {
+  static PanelCache& cache = *new PanelCache;  // never destroyed: callers may outlive static objects
+  return cache;
 }
 
 Key key_of(const at::Tensor& weight, const Kernels& kernel) {
@@ -53,9 +52,9 @@ Key key_of(const at::Tensor& weight, const Kernels& kernel) {
 
 uint64_t version_of(const at::Tensor& weight) { return weight.is_inference() ? 0 : weight._version(); }
 
-// Reading all float weights at every call would take longer than the products of int8. Edits that autograd
-// counts are seen by their version; of weights that have none, all is read.
-int64_t part_to_read(const at::Tensor& weight, const Kernels& kernel) {
+// Reading all float weights at every call would take longer than the int8 products. Edits through autograd
+// change the version; weights without a version (inference tensors) are read completely.
+int64_t sampling_period(const at::Tensor& weight, const Kernels& kernel) {
   return kernel.quantize_rows == nullptr || weight.is_inference() ? 1 : 64;
 }
 
@@ -69,28 +68,28 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
   std::vector<at::Tensor> panels(weights.size());
   // In a forked child the mutex may have been copied while it was held.
   if (is_forked_child()) return panels;
-  std::vector<size_t> known;   // which of the weights have been seen before
-  std::vector<Span> spans;     // their contents now
-  std::vector<uint64_t> kept;  // and when they were packed
+  std::vector<size_t> known;                  // indices of weights that are in the cache
+  std::vector<FingerprintSpan> spans;         // their current contents
+  std::vector<uint64_t> packed_fingerprints;  // their contents when they were packed
   size_t bytes = 0;
   {
-    const std::lock_guard lock(store().mutex);
-    auto& entries = store().entries;
+    const std::lock_guard lock(panel_cache().mutex);
+    auto& entries = panel_cache().entries;
     for (size_t i = 0; i < weights.size(); ++i) {
       const at::Tensor& weight = weights[i];
       if (!weight.is_contiguous() || weight.numel() == 0) continue;
       const auto found = entries.find(key_of(weight, kernel));
       if (found == entries.end() || found->second.storage.expired() ||
           found->second.version != version_of(weight)) {
-        store().forget_dead();
+        panel_cache().erase_expired();
         entries.insert_or_assign(key_of(weight, kernel),
                                  Entry{weight.storage().getWeakStorageImpl(), version_of(weight), 0, {}});
         continue;
       }
       known.push_back(i);
       panels[i] = found->second.panels;
-      kept.push_back(found->second.contents);
-      spans.push_back({weight.const_data_ptr(), weight.nbytes(), part_to_read(weight, kernel), 0});
+      packed_fingerprints.push_back(found->second.fingerprint);
+      spans.push_back({weight.const_data_ptr(), weight.nbytes(), sampling_period(weight, kernel), 0});
       bytes += weight.nbytes();
     }
   }
@@ -98,12 +97,12 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
   for (size_t k = 0; k < known.size(); ++k) {
     const at::Tensor& weight = weights[known[k]];
     at::Tensor& packed = panels[known[k]];
-    if (packed.defined() && spans[k].fingerprint == kept[k]) continue;
+    if (packed.defined() && spans[k].fingerprint == packed_fingerprints[k]) continue;
     const int64_t H = weight.size(0) / 4, K = weight.size(1);
     packed = at::empty({int64_t(kernel.packed_floats(H, K))}, at::kFloat);
     kernel.pack(packed.mutable_data_ptr<float>(), spans[k].data, H, K, threads_for(spans[k].bytes));
-    const std::lock_guard lock(store().mutex);
-    store().entries.insert_or_assign(
+    const std::lock_guard lock(panel_cache().mutex);
+    panel_cache().entries.insert_or_assign(
         key_of(weight, kernel),
         Entry{weight.storage().getWeakStorageImpl(), version_of(weight), spans[k].fingerprint, packed});
   }
@@ -111,10 +110,10 @@ std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const 
 }
 
 int64_t prepacked_bytes() {
-  const std::lock_guard lock(store().mutex);
-  store().forget_dead();
+  const std::lock_guard lock(panel_cache().mutex);
+  panel_cache().erase_expired();
   int64_t bytes = 0;
-  for (const auto& [key, entry] : store().entries)
+  for (const auto& [key, entry] : panel_cache().entries)
     bytes += entry.panels.defined() ? entry.panels.nbytes() : 0;
   return bytes;
 }

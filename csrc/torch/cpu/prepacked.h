@@ -1,4 +1,4 @@
-// Weights in the kernels' own layout, kept from one inference to the next.
+// A cache of weights in the kernels' panel layout, kept between inference calls.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,13 +9,14 @@
 
 namespace cnnlstm {
 
-// The panels of each of these matrices (4H, K), from its second use on: before it, and for weights that every
-// call makes anew, they would not be used again, and the result is undefined. What is kept is known by its
-// storage, its place in it and its contents: whatever edits, frees or replaces the matrix, in sight of
-// autograd or not (`.data`, NumPy), is noticed. Safe to call from several threads.
+// The panels of each of these matrices (4H, K), from its second use on; the result of the first use is an
+// undefined tensor, since weights that every call creates anew are never reused. The cache key is the
+// storage, the position in it and the contents: every edit, release or replacement of the matrix is detected,
+// with or without autograd
+// (`.data`, NumPy). Thread-safe.
 std::vector<at::Tensor> prepacked(const std::vector<at::Tensor>& weights, const Kernels& kernel);
 
-// What is kept for weights that still exist.
+// The size of the cached panels of weights that still exist.
 int64_t prepacked_bytes();
 
 }  // namespace cnnlstm

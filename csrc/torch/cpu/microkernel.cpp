@@ -1,4 +1,4 @@
-#include "torch/cpu/engine.h"
+#include "torch/cpu/microkernel.h"
 
 #include <ATen/native/CPUBlas.h>
 
@@ -9,7 +9,7 @@ namespace cnnlstm {
 
 namespace {
 
-// ATen remembers which tiles it has configured, and so has to be told before others are.
+// ATen caches its tile configuration, so it must release it before this library configures tiles.
 thread_local bool aten_has_tiles = false;
 
 void release() {
@@ -18,7 +18,7 @@ void release() {
   release_amx();
 }
 
-// A call of ATen's costs more than the product of a few rows.
+// For a few rows, the overhead of ATen's call exceeds the product itself.
 void multiply(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const void* A,
               const void* B, float* C) {
   if (M <= kAmxRows) {
@@ -33,7 +33,7 @@ void multiply(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t
 
 }  // namespace
 
-MatrixEngine matrix_engine(at::ScalarType dtype) {
+GemmMicrokernel bf16_microkernel(at::ScalarType dtype) {
   if (dtype != at::kBFloat16 || active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(dtype) ||
       !has_amx_bf16()) {
     return {};
@@ -41,7 +41,7 @@ MatrixEngine matrix_engine(at::ScalarType dtype) {
   return {multiply, release, nullptr};
 }
 
-MatrixEngine int8_engine() {
+GemmMicrokernel int8_microkernel() {
   if (active_isa() != Isa::avx512 || !at::native::cpublas::could_pack(at::kByte)) return {};
   return {nullptr, [] { at::native::cpublas::brgemm_release(); },
           [](int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const uint8_t* A,

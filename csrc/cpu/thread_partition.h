@@ -1,4 +1,4 @@
-// How the threads of a team share a layer, and how a layer lays out its scratch memory.
+// How a layer is partitioned among the threads of a team, and the allocation of its scratch memory.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -8,7 +8,7 @@
 namespace cnnlstm {
 namespace {
 
-// Hands out 64-byte aligned pieces; with base == nullptr it only counts.
+// Allocates 64-byte aligned pieces one after the other; with base == nullptr it only counts their bytes.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
@@ -27,10 +27,10 @@ class Arena {
   size_t used_ = 0;
 };
 
-// The part of one direction that belongs to one thread. Either the sequences are split (each thread runs
-// through time alone, all weights go through its cache) or the units are (its weights stay in its cache, a
-// barrier ends each step).
-struct Share {
+// The part of one direction that one thread computes. Either the sequences are split (each thread runs all
+// steps without a barrier and reads all weights) or the units are (a thread's weights stay in its cache, and
+// a barrier ends each step).
+struct ThreadPartition {
   int rank;
   int size;
   bool split_rows;
@@ -39,7 +39,7 @@ struct Share {
 
   void wait() const { barrier->wait(size); }
 
-  // Between two steps: others wait for this thread's part of the state only when the units are split.
+  // Between two steps: threads read each other's part of h only where the units are split.
   void wait_step() const {
     if (!split_rows) barrier->wait(size);
   }
@@ -47,13 +47,13 @@ struct Share {
   int64_t begin(int64_t n) const { return n * rank / size; }
   int64_t end(int64_t n) const { return n * (rank + 1) / size; }
 
-  // Of n panels of outputs, those this thread computes at every step.
+  // Of n panels of outputs, the range that this thread computes at every step.
   int64_t panel_begin(int64_t n) const { return split_rows ? 0 : begin(n); }
   int64_t panel_end(int64_t n) const { return split_rows ? n : end(n); }
 };
 
-// The r-th sequence such that those before it hold about `part` of `parts` of all active rows.
-inline int64_t cut_rows(const Sequences& seq, int64_t part, int64_t parts) {
+// The index r for which the sequences before r have about part / parts of all active rows.
+inline int64_t row_boundary(const Sequences& seq, int64_t part, int64_t parts) {
   if (part == 0) return 0;
   if (part == parts) return seq.B;
   int64_t total = 0;
@@ -67,24 +67,25 @@ inline int64_t cut_rows(const Sequences& seq, int64_t part, int64_t parts) {
   return r;
 }
 
-// What of the weights a thread's L2 of 2 MB can keep beside the rest.
+// The part of a thread's L2 (2 MB) that is available for weights.
 constexpr int64_t kCacheBytes = 5 << 18;
 
-inline Share make_share(const Sequences& seq, int64_t weight_bytes, int rank, int size, Barrier* barrier) {
-  // A thread that runs alone needs enough rows for full tiles, and all weights within its L2.
+inline ThreadPartition make_partition(const Sequences& seq, int64_t weight_bytes, int rank, int size,
+                                      Barrier* barrier) {
+  // To split the rows, each thread needs enough of them for full tiles, and an L2 that holds all weights.
   const bool split_rows = size > 1 && seq.B >= 2 * kTileRows * size && weight_bytes <= kCacheBytes;
-  Share share{rank, size, split_rows, 0, seq.B, barrier};
+  ThreadPartition partition{rank, size, split_rows, 0, seq.B, barrier};
   if (split_rows) {
-    share.row_begin = cut_rows(seq, rank, size);
-    share.row_end = cut_rows(seq, rank + 1, size);
+    partition.row_begin = row_boundary(seq, rank, size);
+    partition.row_end = row_boundary(seq, rank + 1, size);
   }
-  return share;
+  return partition;
 }
 
-// Runs body(layer, direction index, share) for both directions, at the same time where there are threads
-// for it.
+// Runs body(layer, direction index, partition) for each direction, both directions at the same time if there
+// are enough threads.
 template <class Layer, class Body>
-void share_layer(const Layer& layer, int64_t weight_bytes, Body body) {
+void run_partitioned(const Layer& layer, int64_t weight_bytes, Body body) {
   struct Context {
     const Layer& layer;
     int64_t weight_bytes;
@@ -96,11 +97,11 @@ void share_layer(const Layer& layer, int64_t weight_bytes, Body body) {
       [](void* pointer, int rank, int size) {
         Context& c = *static_cast<Context*>(pointer);
         const auto run = [&](int d, int rank, int size) {
-          c.body(c.layer, d, make_share(c.layer.seq, c.weight_bytes, rank, size, &c.barriers[d]));
+          c.body(c.layer, d, make_partition(c.layer.seq, c.weight_bytes, rank, size, &c.barriers[d]));
         };
         if (c.layer.D == 1) return run(0, rank, size);
-        // One after the other where there is one thread, or where half the weights of a direction stay in a
-        // thread's cache and all of them would not.
+        // One direction after the other with one thread, or if the weights of a direction exceed a cache:
+        // then more threads share them.
         if (size == 1 || c.weight_bytes > kCacheBytes) return run(0, rank, size), run(1, rank, size);
         const int first = (size + 1) / 2;
         return rank < first ? run(0, rank, first) : run(1, rank - first, size - first);
@@ -113,7 +114,7 @@ inline bool is_reset(const Sequences& seq, int64_t t, int64_t r) {
   return seq.reset != nullptr && seq.reset[seq.rows.step[t] + seq.rows.row[r]] != 0;
 }
 
-// In the direction's own order of time: whether sequence r, active at t, has a step after it.
+// Whether sequence r, active at t, has another step after t in the direction's order of time.
 inline bool has_next(const Sequences& seq, bool reverse, int64_t t, int64_t r) {
   return reverse ? t > 0 : r < seq.active[t + 1];
 }

@@ -1,4 +1,4 @@
-// One call of the operator, checked and put into the order in which the kernels work.
+// One call of the operator on CPU tensors, checked, with its rows in the kernels' order.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,22 +10,22 @@
 
 namespace cnnlstm {
 
-// Of the rows of an input: in compact order; valid ones alone, those of one step evenly spaced; any that
+// The rows of an input: in compact order; only valid ones, evenly spaced within a step; or any order that
 // needs no copy.
-enum class InputOrder { compact, even, any };
+enum class InputOrder { compact, evenly_spaced, any };
 
-struct Problem : Call {
+struct CpuCall : Call {
   // Throws like Call, and where lengths do not lie between 0 and T.
-  Problem(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
+  CpuCall(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
           const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& reset,
           const OptionalTensor& dropout_mask, bool bidirectional);
 
   bool ragged;         // padded, but not every sequence has T steps
-  int64_t valid_rows;  // of the caller's rows, those of a step that exists: the compact matrices have so many
+  int64_t valid_rows;  // rows of steps that exist: the number of rows of compact matrices
 
   Sequences seq;      // points into the members below
   at::Tensor gather;  // ragged only: (valid_rows) int64, the caller's row of each compact row
-  int threads;        // that are worth sharing one layer among
+  int threads;        // for one layer
 
   // Of layer l, direction d. All but w_ih are contiguous.
   at::Tensor w_ih(int64_t l, int64_t d) const { return weight(l, d, 0); }
@@ -34,14 +34,16 @@ struct Problem : Call {
   at::Tensor b_ih(int64_t l, int64_t d) const { return weight(l, d, 2).contiguous(); }
   at::Tensor b_hh(int64_t l, int64_t d) const { return weight(l, d, 3).contiguous(); }
 
-  // The input as a matrix of rows, `map` says where (t, r) lies. The map lives as long as the problem.
+  // The input as a matrix of rows; `map` is set to the position of (t, r), and is valid as long as this
+  // object.
   at::Tensor input_rows(const at::Tensor& input, InputOrder order, RowMap* map);
 
-  // What layer l + 1 reads, as compact rows: layer l's output (`inner`, of the caller's rows) times its mask.
+  // The input of layer l + 1 in compact rows: layer l's output (`inner`, in the caller's rows) times its
+  // mask.
   at::Tensor between_layers(const at::Tensor& inner, int64_t l) const;
   at::Tensor compact_mask(int64_t l) const;  // undefined without dropout
 
-  // Zeroes the rows of steps that do not exist in a tensor of `shape`.
+  // Zeroes the rows of steps that do not exist, of a tensor that shape() describes.
   void zero_padding(const at::Tensor& tensor) const;
 
  private:

@@ -1,4 +1,4 @@
-#include "torch/cpu/problem.h"
+#include "torch/cpu/cpu_call.h"
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
@@ -13,20 +13,22 @@ namespace cnnlstm {
 
 namespace {
 
-// Threads among which sharing a layer gains more than its barriers cost.
-int worthwhile_threads(const Problem& p) {
+// The number of threads for one layer: more would cost more in barriers than they save.
+int choose_threads(const CpuCall& call) {
   if (is_forked_child()) return 1;
-  // Nanoseconds of one step of one direction on one thread, roughly: a batch of 1 reads the weights from L2.
-  const double features = p.P + double(p.I + (p.L - 1) * p.D * p.P) / p.L;
-  const double step = double(p.valid_rows) / std::max<int64_t>(p.T, 1) * (0.12 * p.H * features + 4.0 * p.H);
-  // Directions run side by side for nothing; more threads than that meet at a barrier after every step.
-  const double side_by_side = p.D * std::max(1.0, step / 700.0);
-  const double most = std::min(step * p.D * p.T / 3500.0, side_by_side);
+  // Approximate nanoseconds of one step of one direction on one thread; a batch of 1 reads the weights from
+  // L2.
+  const double features = call.P + double(call.I + (call.L - 1) * call.D * call.P) / call.L;
+  const double step =
+      double(call.valid_rows) / std::max<int64_t>(call.T, 1) * (0.12 * call.H * features + 4.0 * call.H);
+  // Directions run concurrently without barriers; more threads than directions need one after every step.
+  const double by_step = call.D * std::max(1.0, step / 700.0);
+  const double most = std::min(step * call.D * call.T / 3500.0, by_step);
   return int(std::clamp<double>(most, 1.0, at::get_num_threads()));
 }
 
-// input (T, B, I) as rows (T * B, I). ATen copies slowly what has its steps one after the other, such as the
-// feature maps of a CNN along their width.
+// input (T, B, I) as rows (T * B, I). ATen is slow at copying inputs whose time dimension is contiguous, such
+// as the feature maps of a CNN along their width.
 at::Tensor flat_rows(const at::Tensor& input) {
   const int64_t T = input.size(0), B = input.size(1), I = input.size(2);
   if (input.is_contiguous() || input.stride(0) != 1) return input.reshape({T * B, I});
@@ -47,7 +49,7 @@ at::Tensor flat_rows(const at::Tensor& input) {
 
 }  // namespace
 
-Problem::Problem(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
+CpuCall::CpuCall(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, at::TensorList weights,
                  const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                  const OptionalTensor& reset, const OptionalTensor& dropout_mask, bool bidirectional)
     : Call(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional) {
@@ -70,10 +72,10 @@ Problem::Problem(const at::Tensor& input, const at::Tensor& h0, const at::Tensor
     seq.reset = static_cast<const uint8_t*>(reset_.const_data_ptr());
   }
   if (dropout_mask.has_value()) mask_ = dropout_mask->contiguous();
-  threads = worthwhile_threads(*this);
+  threads = choose_threads(*this);
 }
 
-void Problem::read_lengths(const OptionalTensor& lengths) {
+void CpuCall::read_lengths(const OptionalTensor& lengths) {
   active_.assign(T, B);
   if (!lengths.has_value()) return;
   const at::Tensor contiguous = lengths->contiguous();
@@ -92,7 +94,7 @@ void Problem::read_lengths(const OptionalTensor& lengths) {
   }
 }
 
-void Problem::index_rows() {
+void CpuCall::index_rows() {
   compact_row_.resize(B);
   std::iota(compact_row_.begin(), compact_row_.end(), 0);
   compact_step_.resize(T);
@@ -117,7 +119,7 @@ void Problem::index_rows() {
   }
 }
 
-at::Tensor Problem::input_rows(const at::Tensor& input, InputOrder order, RowMap* map) {
+at::Tensor CpuCall::input_rows(const at::Tensor& input, InputOrder order, RowMap* map) {
   *map = seq.compact;
   if (packed) return input;
   const bool batch_first = !input.is_contiguous() && input.transpose(0, 1).is_contiguous();
@@ -142,19 +144,19 @@ at::Tensor Problem::input_rows(const at::Tensor& input, InputOrder order, RowMap
   return input.transpose(0, 1).reshape({rows, I});
 }
 
-at::Tensor Problem::compact_mask(int64_t l) const {
+at::Tensor CpuCall::compact_mask(int64_t l) const {
   if (!mask_.defined()) return mask_;
   const at::Tensor mask = mask_.select(0, l).view({rows, D * P});
   return ragged ? mask.index_select(0, gather) : mask;
 }
 
-at::Tensor Problem::between_layers(const at::Tensor& inner, int64_t l) const {
+at::Tensor CpuCall::between_layers(const at::Tensor& inner, int64_t l) const {
   const at::Tensor x = ragged ? inner.view({rows, D * P}).index_select(0, gather) : inner.view({rows, D * P});
   const at::Tensor mask = compact_mask(l);
   return mask.defined() ? x.mul(mask) : x;
 }
 
-void Problem::zero_padding(const at::Tensor& tensor) const {
+void CpuCall::zero_padding(const at::Tensor& tensor) const {
   if (!ragged || tensor.numel() == 0) return;
   const int64_t bytes = tensor.size(-1) * tensor.element_size();
   const int64_t blocks = tensor.numel() / (rows * tensor.size(-1));

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "cpu/kernels.h"
+
+namespace cnnlstm {
+
+// ATen's BRGEMM micro-kernel for bf16, if it runs on AMX and reads the panel layout of the active kernels;
+// else null pointers.
+GemmMicrokernel bf16_microkernel(at::ScalarType dtype);
+
+// The same for int8.
+GemmMicrokernel int8_microkernel();
+
+}  // namespace cnnlstm
