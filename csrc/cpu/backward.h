@@ -1,6 +1,5 @@
 // Backward recurrence of one layer: one pass against the direction's order of time that yields the gradients
-// of the gates. What sums over time (the gradients of weights and inputs) is computed by the caller with
-// GEMMs.
+// of the gates. The caller computes the gradients of weights and inputs from them, with GEMMs.
 #pragma once
 
 #include <algorithm>
@@ -91,7 +90,7 @@ struct BackwardStep {
     }
   }
 
-  // The cell: the gradients of the gates and of the previous c from that of o tanh(c), W lanes from unit u
+  // The cell: from the gradient of o tanh(c) those of the gates and of the previous c, W lanes from unit u
   // on.
   CNNLSTM_INLINE void cell(int64_t r, int64_t u, vf grad_h) const {
     const Sequences& seq = layer.seq;
@@ -102,11 +101,11 @@ struct BackwardStep {
              o = load(gates + 3 * H, n);
     const vf c = tanh(load(row<T>(d.cells, at(seq.rows, t, r), H) + u, n));
     const bool reset = is_reset(seq, t, r);
-    vf before = zero();
+    vf previous_c = zero();
     if (!reset) {
       const bool first = d.reverse ? r >= seq.active[t + 1] : t == 0;
-      before = first ? load(row<T>(d.c0, seq.batch[r], H) + u, n)
-                     : load(row<T>(d.cells, at(seq.rows, d.reverse ? t + 1 : t - 1, r), H) + u, n);
+      previous_c = first ? load(row<T>(d.c0, seq.batch[r], H) + u, n)
+                         : load(row<T>(d.cells, at(seq.rows, d.reverse ? t + 1 : t - 1, r), H) + u, n);
     }
     float* carry = scratch.grad_c + r * scratch.ldh + u;
     vf grad_c = fma(grad_h * o, 1.0f - c * c, load(carry));
@@ -114,7 +113,7 @@ struct BackwardStep {
     store(carry, reset ? zero() : grad_c * f);
     T* out = row<T>(d.grad_gates, at(seq.compact, t, r), d.grad_gates_stride) + u;
     store(out, n, grad_c * g * i * (1.0f - i));
-    store(out + H, n, grad_c * before * f * (1.0f - f));
+    store(out + H, n, grad_c * previous_c * f * (1.0f - f));
     store(out + 2 * H, n, grad_c * i * (1.0f - g * g));
     store(out + 3 * H, n, grad_h * c * o * (1.0f - o));
     if (d.w_hr != nullptr) store(row<T>(d.unprojected, at(seq.compact, t, r), H) + u, n, o * c);

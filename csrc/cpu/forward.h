@@ -316,10 +316,10 @@ struct ForwardStep {
   const ForwardScratch<T, Operand>& scratch;
   const InputProjection<T, Operand>& input_projection;
   int64_t t;
-  bool multiplied;        // the gate inputs already include the product with h
-  int parity;             // h[parity] is the state before the step, h[1 - parity] the one after
-  const Operand* before;  // h before the step as the product reads it, rows `before_stride` elements apart
-  int64_t before_stride;
+  bool has_recurrent_product;  // the gate inputs already include the product with h
+  int parity;                  // h[parity] is the state before the step, h[1 - parity] the one after
+  const Operand* h_operand;    // h before the step as the product reads it, rows `h_stride` elements apart
+  int64_t h_stride;
 
   // Whether sequence r ends with this step, and whether its state is reset before the next one.
   bool ends(int64_t r) const { return !has_next(layer.seq, d.reverse, t, r); }
@@ -338,7 +338,7 @@ struct ForwardStep {
   CNNLSTM_INLINE void add_recurrent(vf (&acc)[M][4], int64_t b, int64_t r, Prefetch prefetch) const {
     const Operand* x[M];
 #pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) x[m] = before + (r + m) * before_stride;
+    for (int m = 0; m < M; ++m) x[m] = h_operand + (r + m) * h_stride;
     if (scratch.gate_panels != nullptr) {
       multiply<M>(acc, scratch.gate_panels + b * scratch.gate_panel, x, words<Operand>(layer.P), prefetch);
     } else if constexpr (!kQuantized<Operand>) {
@@ -353,7 +353,7 @@ struct ForwardStep {
     const int64_t H = layer.H, u = b * W, n = H - u;
     vf acc[M][4];
     load_tile<M>(acc, input_projection.at_block(b, r), input_projection.stride());
-    if (!multiplied) add_recurrent<M>(acc, b, r, prefetch);
+    if (!has_recurrent_product) add_recurrent<M>(acc, b, r, prefetch);
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) {
       const vf i = sigmoid(acc[m][0]), f = sigmoid(acc[m][1]), g = tanh(acc[m][2]), o = sigmoid(acc[m][3]);
@@ -460,12 +460,12 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
     const int64_t t = d.reverse ? seq.T - 1 - step : step;
     input_projection.advance_to(t);
     const int64_t end = partition.row_end < seq.active[t] ? partition.row_end : seq.active[t];
-    const auto [before, before_stride] = operands(layer, scratch, partition, step & 1, end);
+    const auto [h_operand, h_stride] = operands(layer, scratch, partition, step & 1, end);
     const bool use_microkernel =
-        uses_microkernel<Operand>(layer, scratch.gate_panels, before_stride, end - partition.row_begin);
-    const bool multiplied = use_microkernel || layer.input_product_has_h0;
-    const ForwardStep<T, Operand> now{layer,         d,      scratch,      input_projection, t, multiplied,
-                                      int(step & 1), before, before_stride};
+        uses_microkernel<Operand>(layer, scratch.gate_panels, h_stride, end - partition.row_begin);
+    const bool has_recurrent_product = use_microkernel || layer.input_product_has_h0;
+    const ForwardStep<T, Operand> now{
+        layer, d, scratch, input_projection, t, has_recurrent_product, int(step & 1), h_operand, h_stride};
     const int64_t first_block = partition.panel_begin(scratch.blocks),
                   end_block = partition.panel_end(scratch.blocks);
     const int64_t passes = ceil_div(end - partition.row_begin, kTileRows);
@@ -473,8 +473,8 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
       // Every other step runs backwards: the weights that were read last are still in the cache.
       const int64_t b = step % 2 == 0 ? k : first_block + end_block - 1 - k;
       if (use_microkernel) {
-        multiply_with_microkernel(layer.microkernel, end - partition.row_begin, P, before_stride,
-                                  input_projection.stride(), before + partition.row_begin * before_stride,
+        multiply_with_microkernel(layer.microkernel, end - partition.row_begin, P, h_stride,
+                                  input_projection.stride(), h_operand + partition.row_begin * h_stride,
                                   scratch.gate_panels + b * scratch.gate_panel,
                                   input_projection.at_block(b, partition.row_begin));
       }

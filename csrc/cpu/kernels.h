@@ -59,8 +59,7 @@ struct ForwardDirection {
   const void* b_hh;            // (4H), or null
   const void* w_hh;            // (4H, P)
   const void* w_hr;            // (P, H), or null: no projection and P = H
-  const void*
-      packed_w_ih;  // in the layout of Kernels::pack, or null: the kernel packs it if should_pack_input()
+  const void* packed_w_ih;     // in the layout of Kernels::pack, or null: packed here if should_pack_input()
   const void* packed_w_hh;
   const void* h0;  // (B, P)
   const void* c0;  // (B, H)

@@ -16,8 +16,7 @@ namespace {
 // The number of threads for one layer: more would cost more in barriers than they save.
 int choose_threads(const CpuCall& call) {
   if (is_forked_child()) return 1;
-  // Approximate nanoseconds of one step of one direction on one thread; a batch of 1 reads the weights from
-  // L2.
+  // Approximate nanoseconds of one step of one direction on one thread, weights in L2 at a batch of 1.
   const double features = call.P + double(call.I + (call.L - 1) * call.D * call.P) / call.L;
   const double step =
       double(call.valid_rows) / std::max<int64_t>(call.T, 1) * (0.12 * call.H * features + 4.0 * call.H);

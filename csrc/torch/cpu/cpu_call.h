@@ -34,12 +34,10 @@ struct CpuCall : Call {
   at::Tensor b_ih(int64_t l, int64_t d) const { return weight(l, d, 2).contiguous(); }
   at::Tensor b_hh(int64_t l, int64_t d) const { return weight(l, d, 3).contiguous(); }
 
-  // The input as a matrix of rows; `map` is set to the position of (t, r), and is valid as long as this
-  // object.
+  // The input as a matrix of rows. Sets `map` to their positions, valid as long as this object.
   at::Tensor input_rows(const at::Tensor& input, InputOrder order, RowMap* map);
 
-  // The input of layer l + 1 in compact rows: layer l's output (`inner`, in the caller's rows) times its
-  // mask.
+  // The input of layer l + 1, compact: layer l's output (`inner`, in the caller's rows) times its mask.
   at::Tensor between_layers(const at::Tensor& inner, int64_t l) const;
   at::Tensor compact_mask(int64_t l) const;  // undefined without dropout
 

@@ -121,8 +121,7 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   // In training the weights change from call to call.
   if (!for_backward) panels = prepacked_panels(call, layer, kernel);
   layer.I = call.I;
-  // The micro-kernel, a GEMM and quantized rows need evenly spaced rows, the other products take rows one by
-  // one.
+  // The micro-kernel, a GEMM and quantized rows need evenly spaced rows, other products do not.
   const bool evenly_spaced =
       int8 || input.scalar_type() == at::kBFloat16 || hoists_input(call, layer, kernel);
   at::Tensor x =
