@@ -1,12 +1,12 @@
 """The recurrence of one layer backwards, both directions: gradients of the gates (before their activation), h0 and c0;
 by programs that hold their weights.
 
-Dimensions, blocks and the constexpr WAY as in ``forward.py``; R = 4H rounded up to a multiple of 16. The steps are
-taken from the last to the first: turn n is step s = T-1-n. It needs the gradient of h_s, to which step s+1 adds W_hh^T
-times its gate gradients:
+Dimensions, blocks and the constexpr ALGORITHM as in ``forward.py``; R = 4H rounded up to a multiple of 16. The steps
+are taken from the last to the first: turn n is step s = T-1-n. It needs the gradient of h_s, to which step s+1 adds
+W_hh^T times its gate gradients:
 
-    "block": they never leave the program;
-    "grid": the programs of a batch tile exchange them through ``exchanged``, with a barrier in every turn.
+    "persistent_block": they never leave the program;
+    "persistent_grid": the programs of a batch tile exchange them through ``exchanged``, with a barrier in every turn.
 
 ``kernels/README.md`` derives the formulas.
 """
@@ -43,26 +43,26 @@ def backward_kernel(
     grad_h,  # (D, B, H) float32: gradient of the state that this launch starts from, and of the one it ends at
     grad_c,  # (D, B, H) float32
     gate_gradients,  # (D, N, 4H): written, zero where a sequence has ended
-    exchanged,  # (2, D, B, R), zeros: gate gradients that enter turn n in [n % 2]; for WAY "grid"
+    exchanged,  # (2, D, B, R), zeros: gate gradients that enter turn n in [n % 2]; of persistent_grid
     lengths,  # (B,) int64, or None
     offsets,  # (T,) int64: first row of a packed sequence's steps, or None
     reset,  # (T, B) int32, or None
-    arrivals,  # (D, tiles) int32, zeros: for WAY "grid"
+    arrivals,  # (D, tiles) int32, zeros: of persistent_grid
     T,
     B,
     N,
     H,
     n_begin,
     n_end,  # of T + 1: the last turn ends with the gradient of h0
-    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
+    MULTIPLE: tl.constexpr,  # divides H: a power of two, which allows wide loads
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # H rounded up to a power of two
-    WAY: tl.constexpr,
-    PARTS: tl.constexpr,  # of the product's 4*BLOCK_K, which different warps multiply; for WAY "grid"
+    ALGORITHM: tl.constexpr,
+    PARTS: tl.constexpr,  # of the product's 4*BLOCK_K, which different warps multiply; of persistent_grid
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
-    H = H // MULTIPLE * MULTIPLE  # which the compiler reads as a promise
+    H = H // MULTIPLE * MULTIPLE  # tells the compiler that MULTIPLE divides H
     W, R = tl.cdiv(H, 16) * 16, tl.cdiv(4 * H, 16) * 16
     unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]  # (BLOCK_H, 1)
@@ -81,7 +81,7 @@ def backward_kernel(
     state_at = lane[None, :] * H + unit
     counter = arrivals if arrivals is None else arrivals + direction * tl.num_programs(1) + tile
     w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
-    if WAY == "block":
+    if ALGORITHM == "persistent_block":
         # W_hh^T: (BLOCK_H, 4*BLOCK_K), gate by gate, as a program has the gradients
         j = tl.arange(0, 4 * BLOCK_K)
         k = j % BLOCK_K
@@ -132,7 +132,7 @@ def backward_kernel(
         # the gradient of h_s: through step s+1 where the sequence has one, else as it came
         ran = active_at(t_after, batch, length, T, B)
         passed = kept_at(t_after, batch, ran, B, reset)
-        if WAY == "block":
+        if ALGORITHM == "persistent_block":
             recurrent = tl.dot(w, p, input_precision=PRECISION)
         else:
             wait(counter, (n - n_begin) * tl.num_programs(0))
@@ -149,7 +149,7 @@ def backward_kernel(
         )
         c = c_prev
 
-        if WAY == "block":
+        if ALGORITHM == "persistent_block":
             p = found
         else:
             leaving = exchanged + (n + 1) % 2 * plane + (lane * R)[None, :]

@@ -1,4 +1,4 @@
-"""The recurrence of one layer backwards, both directions, by programs that read their weights anew in every turn.
+"""The recurrence of one layer backwards, both directions, by programs that read their weights again in every turn.
 
 Dimensions and turns as in ``backward.py``, items and their order as in ``forward_streamed.py``.
 """
@@ -46,14 +46,14 @@ def backward_streamed_kernel(
     H,
     n_begin,
     n_end,  # of T + 1: the last turn ends with the gradient of h0
-    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
+    MULTIPLE: tl.constexpr,  # divides H: a power of two, which allows wide loads
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # what is multiplied at once
-    STAGES: tl.constexpr,  # so many of these, less one, are on their way
+    STAGES: tl.constexpr,  # STAGES - 1 of them are in flight
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
-    H = H // MULTIPLE * MULTIPLE  # which the compiler reads as a promise
+    H = H // MULTIPLE * MULTIPLE  # tells the compiler that MULTIPLE divides H
     W, R = tl.cdiv(H, 16) * 16, tl.cdiv(4 * H, 16) * 16
     D: tl.constexpr = 1 if weight_hh_reverse is None else 2
     blocks, tiles = tl.cdiv(H, BLOCK_H), tl.cdiv(B, BLOCK_B)
@@ -95,7 +95,7 @@ def backward_streamed_kernel(
             own_gates = gates + direction * N * (4 * H)
             if early:
                 a = load_rows(own_gates, t, columns, column_exists, 4 * H, batch, length, T, B, offsets)
-            # a value that is converted must have come: not before the product
+            # not converted before the product: a conversion waits for the load
             d_out = tl.zeros((BLOCK_H, BLOCK_B), dtype)
             if grad_output is not None:
                 grad = grad_output + direction * H

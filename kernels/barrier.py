@@ -1,8 +1,8 @@
-"""The barrier between programs that exchange what a step has made, by a counter in global memory.
+"""The barrier between programs that exchange the result of a step, by a counter in global memory.
 
-What is exchanged lies in two planes in turn: a step reads one and writes the other. A program waits for all others
+The exchange alternates between two planes: a step reads one and writes the other. A program waits for all others
 before it reads, so that none of them can still be reading the plane that it writes afterwards.
-``tests/triton/test_triton_barrier.py`` goes through every order in which programs can run.
+``tests/triton/test_triton_barrier.py`` checks every order in which programs can run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def arrive(arrivals):
-    """Tells the programs that share the counter ``arrivals`` that this one's stores so far may be read."""
+    """Signals to the programs that share the counter ``arrivals`` that this one's stores so far may be read."""
     tl.debug_barrier()  # every thread's stores come before the arrival, which one thread makes
     tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
 
@@ -21,7 +21,7 @@ def arrive(arrivals):
 @triton.jit
 def wait(arrivals, expected):
     """Waits until the programs that share the counter have arrived ``expected`` times altogether. What each of them
-    stored before is then to be seen by the others in loads that go past L1 (".cg"). All of them must run at once."""
+    stored before is then visible to the others in loads that bypass L1 (".cg"). All of them must run at once."""
     seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
     while seen < expected:
         seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")

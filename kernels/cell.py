@@ -1,4 +1,4 @@
-"""The cell: activations and cell equation, forward and backward. Whoever changes an activation changes it here.
+"""The cell: activations and cell equation, forward and backward. The only place to change an activation.
 
     c = f * c_prev + i * g,    h = o * tanh(c),    i, f, o = sigmoid(.), g = tanh(.)
 

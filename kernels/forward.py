@@ -3,11 +3,11 @@
 T steps, B sequences, H hidden_size, W = H rounded up to a multiple of 16, D directions, N rows: T*B, or the sum of all
 lengths of a packed sequence; M rows of a direction's gate inputs. A program (unit block, batch tile, direction)
 computes BLOCK_H units of BLOCK_B sequences. Blocks lie with units on their first axis and sequences on the last: the
-weights are the left factor of the product and stay where they are.
+weights are the left factor of the product and stay in place.
 
-Ways to get the recurrent product, the constexpr WAY:
-    "block": one program has all units of its sequences, and h never leaves it;
-    "grid": the programs of a batch tile exchange h through ``h_state``, with a barrier in every step.
+The constexpr ALGORITHM says where the recurrent product gets h from:
+    "persistent_block": one program has all units of its sequences, and h never leaves it;
+    "persistent_grid": the programs of a batch tile exchange h through ``h_state``, with a barrier in every step.
 ``forward_streamed.py`` is a third.
 """
 
@@ -49,7 +49,7 @@ def forward_kernel(
     lengths,  # (B,) int64, or None
     offsets,  # (T,) int64: first row of a packed sequence's steps, or None
     reset,  # (T, B) int32, or None
-    arrivals,  # (D, tiles) int32, zeros: for WAY "grid"
+    arrivals,  # (D, tiles) int32, zeros: of persistent_grid
     first_row,  # of the forward direction
     first_row_reverse,
     M,
@@ -59,15 +59,15 @@ def forward_kernel(
     H,
     s_begin,
     s_end,
-    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
+    MULTIPLE: tl.constexpr,  # divides H: a power of two, which allows wide loads
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # H rounded up to a power of two
-    WAY: tl.constexpr,
-    CHAINS: tl.constexpr,  # parts of BLOCK_K whose products do not wait for each other
+    ALGORITHM: tl.constexpr,
+    CHAINS: tl.constexpr,  # parts of BLOCK_K whose products are independent
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
-    H = H // MULTIPLE * MULTIPLE  # which the compiler reads as a promise
+    H = H // MULTIPLE * MULTIPLE  # tells the compiler that MULTIPLE divides H
     W = tl.cdiv(H, 16) * 16
     unit_block, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unit = unit_block * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -112,12 +112,12 @@ def forward_kernel(
             gate_inputs, t_next, columns[:, None], exists[:, None], 4 * H, batch, length, T, B, offsets
         )
 
-        if WAY == "block":
+        if ALGORITHM == "persistent_block":
             recurrent = tl.dot(w[0], tl.where(kept[None, :], h, 0.0).to(dtype), input_precision=PRECISION)
         else:
             wait(counter, (s - s_begin) * tl.num_programs(0))
             entering = h_state + s % 2 * plane + (lane * W)[None, :]
-            # a zero that the compiler does not know: it would chain products that begin with one that it knows
+            # a zero that is opaque to the compiler: it would chain products that start from a known zero
             zero = tl.zeros((4 * BLOCK_H, BLOCK_B), tl.float32) + direction // 2
             h_parts = ()
             for q in tl.static_range(CHAINS):
@@ -130,12 +130,12 @@ def forward_kernel(
         runs = own & active[None, :]
         i, f, g, o, c, h = advance(x + bias[:, None] + recurrent, c, h, kept[None, :], runs)
 
-        if WAY == "grid":
+        if ALGORITHM == "persistent_grid":
             tl.store(own_state + (s + 1) % 2 * plane, h, mask=own)
             arrive(counter)
         rows = rows_of(t, batch, T, B, offsets)
         store_step(output, cells, gates, i, f, g, o, c, h, runs, own, rows, unit, direction, D, N, H, offsets)
 
     tl.store(c_at, c, mask=own)
-    if WAY == "block":
+    if ALGORITHM == "persistent_block":
         tl.store(own_state + s_end % 2 * plane, h, mask=own)

@@ -1,5 +1,5 @@
-"""The recurrence of one layer, both directions, by programs that read their weights anew in every step: for sizes at
-which no program, nor all together, can hold them. A step is a product with the cell as its epilogue.
+"""The recurrence of one layer, both directions, by programs that read their weights again in every step: for sizes at
+which all programs together cannot hold them. A step is a product with the cell as its epilogue.
 
 Dimensions as in ``forward.py``. An item (unit block, batch tile, direction) of a step is BLOCK_H units of BLOCK_B
 sequences. Each program walks over its share of a step's items, then over the next step's. An item waits for those of
@@ -55,14 +55,14 @@ def forward_streamed_kernel(
     H,
     s_begin,
     s_end,
-    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
+    MULTIPLE: tl.constexpr,  # divides H: a power of two, which allows wide loads
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,  # what is multiplied at once
-    STAGES: tl.constexpr,  # so many of these, less one, are on their way
+    STAGES: tl.constexpr,  # STAGES - 1 of them are in flight
     PRECISION: tl.constexpr,  # of float32 products, see tl.dot
 ):
-    H = H // MULTIPLE * MULTIPLE  # which the compiler reads as a promise
+    H = H // MULTIPLE * MULTIPLE  # tells the compiler that MULTIPLE divides H
     W = tl.cdiv(H, 16) * 16
     D: tl.constexpr = 1 if weight_hh_reverse is None else 2
     blocks, tiles = tl.cdiv(H, BLOCK_H), tl.cdiv(B, BLOCK_B)

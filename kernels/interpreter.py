@@ -1,6 +1,6 @@
-"""Triton's interpreter (TRITON_INTERPRET=1), mended: it cuts numbers off instead of rounding them to bfloat16, as a GPU
-does, multiplies matrices of bfloat16 as if they were integers, and patches the whole language anew for every call of a
-function within a kernel, which took most of the time (seen in Triton 3.6 and 3.7)."""
+"""Fixes of Triton's interpreter (TRITON_INTERPRET=1): it truncates to bfloat16 where a GPU rounds, multiplies bfloat16
+matrices as if they were integers, and patches the whole language again for every function call within a kernel, which
+took most of the time (seen in Triton 3.6 and 3.7)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def running() -> bool:
 
 @functools.cache
 def mend() -> None:
-    """Replaces the functions that do so, once."""
+    """Replaces the functions at fault, once."""
     patch_for = functools.cache(interpreter._patch_lang)
     convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 

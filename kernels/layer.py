@@ -56,10 +56,14 @@ def backward(
     if not weights_need_grad:
         return found, []
     of_weights: list[Tensor] = []
-    entering = recurrence.entering(out, h0, at)
+    previous_hidden = recurrence.previous_hidden(out, h0, at)
     for direction, w in enumerate(pair):
         of_gates = found[direction].t()
-        of_weights += [of_gates @ rows, of_gates @ entering[direction], *of_biases(found[direction], w)]
+        of_weights += [
+            of_gates @ rows,
+            of_gates @ previous_hidden[direction],
+            *of_biases(found[direction], w),
+        ]
     return found, of_weights
 
 

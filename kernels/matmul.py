@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b, summed up and kept in float32."""
+    """a @ b, accumulated and returned in float32."""
     if a.dtype == torch.float32:
         return torch.mm(a, b, out=out)
     if a.is_cuda:

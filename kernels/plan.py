@@ -1,4 +1,4 @@
-"""How a recurrence is split into programs, by its size and the facts of the GPU; never by T."""
+"""How a recurrence is split into programs, by its size and the properties of the GPU; never by T."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..recurrent.backends.measured import Gpu
 
 
 class Device(NamedTuple):
-    """The facts of a GPU that a plan depends on."""
+    """The properties of a GPU that a plan depends on."""
 
     name: str
     capability: int  # 90 for compute capability 9.0
@@ -30,7 +30,7 @@ INTERPRETER = Device("Triton's interpreter", 0, 1, 0)
 class Plan(NamedTuple):
     """The constexprs of a launch, see ``forward.py``."""
 
-    way: str  # block, grid or stream
+    algorithm: str  # persistent_block, persistent_grid or streaming
     block_h: int
     block_b: int
     forward_warps: int
@@ -38,36 +38,36 @@ class Plan(NamedTuple):
 
     def forward(self, H: int, number: int) -> dict[str, Any]:
         """What the kernel of the forward pass is compiled for, beside the blocks."""
-        if self.way == "stream":
+        if self.algorithm == "streaming":
             return _streamed(4 * self.block_h + self.block_b, number)
-        # so many sums run beside each other; one alone would be a chain of products that wait for each other
-        chains = min(4, max(1, power_of_two(H) // 128)) if self.way == "grid" else 1
-        return dict(WAY=self.way, BLOCK_K=power_of_two(H), CHAINS=chains)
+        # independent partial sums: a single one would be a chain of dependent products
+        chains = min(4, max(1, power_of_two(H) // 128)) if self.algorithm == "persistent_grid" else 1
+        return dict(ALGORITHM=self.algorithm, BLOCK_K=power_of_two(H), CHAINS=chains)
 
     def backward(self, H: int, number: int) -> dict[str, Any]:
         """The same of the backward pass."""
-        if self.way == "stream":
+        if self.algorithm == "streaming":
             return _streamed(self.block_h + self.block_b, number)
-        return dict(WAY=self.way, BLOCK_K=power_of_two(H), PARTS=self.backward_warps)
+        return dict(ALGORITHM=self.algorithm, BLOCK_K=power_of_two(H), PARTS=self.backward_warps)
 
     @property
     def waits(self) -> bool:
         """Whether its programs wait for each other."""
-        return self.way != "block"
+        return self.algorithm != "persistent_block"
 
     def items(self, H: int, B: int, D: int) -> tuple[int, int, int]:
         """What a step consists of: unit blocks, batch tiles, directions."""
         return -(-H // self.block_h), -(-B // self.block_b), D
 
     def programs(self, device: Device, H: int, B: int, D: int) -> tuple[int, ...]:
-        """The grid of a launch: a program for each item, but those that stream walk over their share of the items."""
+        """The grid of a launch: a program for each item, or with streaming programs that loop over their share."""
         items = self.items(H, B, D)
-        return (min(math.prod(items), device.processors),) if self.way == "stream" else items
+        return (min(math.prod(items), device.processors),) if self.algorithm == "streaming" else items
 
 
 @lru_cache
 def device_of(index: int | None) -> Device:
-    """The facts of a CUDA device, of the interpreter for None."""
+    """The properties of a CUDA device, of the interpreter for None."""
     if index is None:
         return INTERPRETER
     p = torch.cuda.get_device_properties(index)
@@ -80,8 +80,8 @@ def power_of_two(H: int) -> int:
 
 
 def _streamed(rows: int, number: int) -> dict[str, int]:
-    """How much of each row is multiplied at once, and in how many stages it comes: enough to be on their way for 64
-    bytes a cycle at a latency of L2 of 500 cycles."""
+    """How much of each row is multiplied at once, and in how many stages it is loaded: enough bytes in flight for 64
+    bytes a cycle at an L2 latency of 500 cycles."""
     block_k = power_of_two(-(-max(128, 8 * KB // rows) // number))
     return dict(BLOCK_K=block_k, STAGES=max(3, 1 - -32 * KB // (rows * block_k * number)))
 
@@ -89,48 +89,48 @@ def _streamed(rows: int, number: int) -> dict[str, int]:
 def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan]:
     """The plans that fit, for the forward and the backward pass alike; the first is taken where nothing was measured.
 
-    "block" as long as a program can hold all weights; else "grid" as long as all programs run at once with a part of
-    them each, and "stream". The bounds are those within which the compiler needs no memory for registers and the shared
-    memory suffices; ``tests/triton/test_triton_compile.py`` compiles every plan for several GPUs.
+    "persistent_block" as long as a program can hold all weights; else "persistent_grid" as long as all programs run at
+    once with a part of them each, and "streaming". The bounds are those within which the compiler spills no registers
+    and the shared memory suffices; ``tests/triton/test_triton_compile.py`` compiles every plan for several GPUs.
 
     Args:
-        number: bytes that a number takes as a factor, see ``precision.size``.
+        number: bytes of a value as a factor, see ``precision.size``.
     """
     K = power_of_two(H)
     if device is INTERPRETER:
-        return [Plan("block", K, 64, 4, 4)]
+        return [Plan("persistent_block", K, 64, 4, 4)]
     weights = 4 * K * K * number
     if weights <= (96 if number == 8 else 128) * KB and weights + 24 * KB <= device.shared:
         warps = 8 if K >= 128 or K * number >= 256 else 4
-        return [Plan("block", K, 8, warps, warps)]
+        return [Plan("persistent_block", K, 8, warps, warps)]
     found = []
     room = min(device.shared, (96 if number == 8 else 192) * KB)
     for block_b in (8, 16) if number == 2 else (8,):
         weights, state = 4 * 16 * K * number, K * block_b * number
         warps = 8 if K >= 128 else 4
-        # forward one for every 16 x 8 numbers of the four gates: more would compute the same numbers twice, but are
+        # forward one for every 16 x 8 values of the four gates: more would compute the same values twice, but are
         # needed to load many weights
         few = weights <= (64 if number == 2 else 32) * KB
-        made = Plan("grid", 16, block_b, block_b // 2 if few else warps, warps)
-        # the backward pass takes in the gradients of all four gates, and an odd H makes it store one number at a time
+        made = Plan("persistent_grid", 16, block_b, block_b // 2 if few else warps, warps)
+        # the backward pass takes in the gradients of all four gates, and an odd H makes it store one value at a time
         fits = weights + 4 * state <= room and (H % 2 == 0 or K < 1024)
         if math.prod(made.items(H, B, D)) <= device.processors and fits:
             found.append(made)
-    streamed = [Plan("stream", *tile, 8, 8) for tile in tiles(H)]
+    streamed = [Plan("streaming", *tile, 8, 8) for tile in tiles(H)]
     streamed.sort(key=lambda plan: stream_reads(plan, device, H, B, D))
     return found + streamed[:2]
 
 
 def tiles(H: int) -> list[tuple[int, int]]:
     """block_h and block_b of streamed plans that fit."""
-    if H % 4:  # numbers come one or two at a time, a register each
+    if H % 4:  # values are loaded one or two at a time, a register each
         return [(16, 16)]
     return [(16, 16), (16, 32), (32, 16), (32, 32), *([] if H % 8 else [(32, 64)])]
 
 
 def stream_reads(plan: Plan, device: Device, H: int, B: int, D: int) -> int:
-    """What a program reads in a step, in numbers of H: forward 4 block_h + block_b for an item, backward four times
-    block_h + block_b. L2 is what streamed weights wait for."""
+    """What a program reads in a step, in rows of H values: forward 4 block_h + block_b for an item, backward four times
+    block_h + block_b. Streamed weights are limited by L2."""
     items, programs = math.prod(plan.items(H, B, D)), math.prod(plan.programs(device, H, B, D))
     return -(-items // programs) * (8 * plan.block_h + 5 * plan.block_b)
 
@@ -144,13 +144,13 @@ def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
 
 
 def key(H: int, B: int, D: int, number: int) -> str:
-    """What stands for a size in a table: calls alike in it share a plan."""
+    """The key of a size in a table: calls with the same key share a plan."""
     return f"K={power_of_two(H)} B<={1 << (max(B, 1) - 1).bit_length()} D={D} bytes={number}"
 
 
 @cache
 def tuned(name: str) -> dict[str, Plan]:
-    """What was measured on GPUs of that name: the table that is shipped, and over it the one of this machine's user."""
+    """What was measured on GPUs of that name: the table that is shipped, overridden by the user's own."""
     found: dict[str, Plan] = {}
     for path in (SHIPPED / Gpu(name).file, cached(name)):
         if path.exists():

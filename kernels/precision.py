@@ -1,4 +1,4 @@
-"""What a product of the recurrence is made of, in Triton's terms."""
+"""The precision of the recurrence's products, in Triton's terms."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def products(dtype: torch.dtype) -> str:
 
 
 def size(dtype: torch.dtype) -> int:
-    """Bytes that a number takes as a factor of such a product: TF32 times three keeps it in two parts."""
+    """Bytes of a value as a factor of such a product: three TF32 products keep it in two parts."""
     return 8 if products(dtype) == "tf32x3" else dtype.itemsize

@@ -80,10 +80,10 @@ def backward(
 
     of_weights: list[Tensor] = []
     m = recurrence.states(saved)
-    entering = recurrence.entering(m, torch.zeros_like(c0), at)
+    previous_hidden = recurrence.previous_hidden(m, torch.zeros_like(c0), at)
     for d, w in enumerate(pair):
         of_gates, part = found[d].t(), grad_steps[:, d * P : (d + 1) * P]
-        joined = matmul(of_gates, entering[d])
+        joined = matmul(of_gates, previous_hidden[d])
         w_hh = joined @ w.w_hr.t().float() + matmul(entered[d].t(), h0[d])
         w_hr = w.w_hh.t().float() @ joined + matmul(part.t(), m[:, d * H : (d + 1) * H])
         biases = of_biases(found[d], w)
@@ -97,7 +97,7 @@ def _recurrent(pair: list[LayerWeights]) -> Recurrence:
 
 
 def _enters(at: Sequence, direction: int, like: Tensor) -> Tensor:
-    """Whether h0 has a part in each sequence's first step, (B, 1)."""
+    """Whether h0 contributes to each sequence's first step, (B, 1)."""
     some = at.some(like)
     if at.reset is None:
         return some

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from .backward import backward_kernel
 from .backward_streamed import backward_streamed_kernel
-from .entering import entering_kernel
 from .forward import forward_kernel
 from .forward_streamed import forward_streamed_kernel
 from .plan import INTERPRETER, Device, Plan, device_of, plan
 from .precision import products, size
+from .previous_hidden import previous_hidden_kernel
 from .sequence import Chunk, Sequence
 from .states import states_kernel
 
 MOST_REGISTERS = 255
-"""Of a thread. Without being told the compiler keeps numbers in memory so that two programs fit one processor."""
+"""Of a thread. Without this limit the compiler spills registers so that two programs fit one processor."""
 
 MOST_GATE_INPUTS = 256 << 20
-"""Bytes of them that exist at once, unless one step has more. Each chunk costs a launch that loads the weights anew."""
+"""Bytes of them that exist at once, unless one step has more. Each chunk costs a launch that reloads the weights."""
 
 
 class Recurrence(NamedTuple):
@@ -65,7 +65,7 @@ def forward(
     """
     D, B, H = h0.shape
     chosen, device = _plan(h0, H, B, D)
-    # what enters a step and what leaves it, in turn
+    # two planes that alternate: the input of a step and its result
     h_state = _aligned(h0).repeat(2, 1, 1, 1)
     c_state = c0.to(torch.float32, copy=True)
     fixed = dict(
@@ -81,7 +81,7 @@ def forward(
         num_warps=chosen.forward_warps,
         **_common(at, H, chosen, h0.dtype),
     )
-    kernel = forward_streamed_kernel if chosen.way == "stream" else forward_kernel
+    kernel = forward_streamed_kernel if chosen.algorithm == "streaming" else forward_kernel
     launch = kernel[chosen.programs(device, H, B, D)]
     for chunk in at.chunks(D, MOST_GATE_INPUTS // (16 * H * D)):
         x_gates = gate_inputs(chunk)
@@ -137,18 +137,18 @@ def backward(
         num_warps=chosen.backward_warps,
         **_common(at, H, chosen, c0.dtype),
     )
-    kernel = backward_streamed_kernel if chosen.way == "stream" else backward_kernel
+    kernel = backward_streamed_kernel if chosen.algorithm == "streaming" else backward_kernel
     launch = kernel[chosen.programs(device, H, B, D)]
     for begin, end in _launches(chosen, device, 0, at.T + 1):
         launch(**fixed, **_waiting(chosen, c0), n_begin=begin, n_end=end)
     return found
 
 
-def entering(output: Tensor, h0: Tensor, at: Sequence) -> Tensor:
+def previous_hidden(output: Tensor, h0: Tensor, at: Sequence) -> Tensor:
     """output (N, D*H), h0 (D, B, H) -> the hidden states that enter each step, (D, N, H)."""
     D, B, H = h0.shape
     found = output.new_empty((D, at.N, H))
-    entering_kernel[at.T, -(-B // 16), D](
+    previous_hidden_kernel[at.T, -(-B // 16), D](
         output,
         h0,
         found,
@@ -176,8 +176,8 @@ def states(saved: Saved) -> Tensor:
 
 
 def _launches(chosen: Plan, device: Device, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """The steps of each launch: all, but where programs run one after the other and would wait for one to come."""
-    if chosen.way == "grid" and device is INTERPRETER:
+    """The steps of each launch: all, unless programs run one after the other, when none may wait for a later one."""
+    if chosen.algorithm == "persistent_grid" and device is INTERPRETER:
         return ((s, s + 1) for s in range(begin, end))
     return iter([(begin, end)])
 
@@ -220,8 +220,8 @@ def _common(at: Sequence, H: int, chosen: Plan, dtype: torch.dtype) -> dict[str,
 
 
 def _waiting(chosen: Plan, like: Tensor) -> dict[str, Any]:
-    """What the programs of a launch need that wait for each other: counters, and the promise of the driver that all
-    of them run at once, or an error."""
+    """What the programs of a launch need that wait for each other: counters, and a launch for which the
+    driver guarantees that all of them run at once, or reports an error."""
     if not chosen.waits:
         return dict(arrivals=None)
     D, B, H = like.shape

@@ -27,7 +27,7 @@ class Sequence(NamedTuple):
     lengths: Tensor | None  # (B,) int64
     offsets: Tensor | None  # (T,) int64: first row of each time of a packed sequence
     reset: Tensor | None  # (T, B) int32
-    starts: list[int] | None = None  # the same as offsets on the host, and N as the last: T+1 numbers
+    starts: list[int] | None = None  # the same as offsets on the host, and N as the last: T+1 values
 
     def row(self, t: int) -> int:
         """First row of time t, which may be T."""
@@ -72,7 +72,7 @@ def sequence(
 ) -> Sequence:
     """From the operator's arguments. Nothing is read back from a GPU."""
     if reset is not None:
-        # not bytes: of what a product depends on, the compiler lays it out for the smallest numbers
+        # not bytes: the compiler chooses a product's layout by the narrowest type that it depends on
         reset = reset.to(torch.int32, memory_format=torch.contiguous_format)
     if batch_sizes is None:
         T = input.size(0)

@@ -1,10 +1,10 @@
-"""What every CUDA kernel takes of a GPU, read out of what was compiled: a table, and what is wrong with it.
+"""The resources that every compiled CUDA kernel needs: a table, and what is wrong with it.
 
     python tests/cuda_resources.py [FILE ...]
 
-A file is a library, an archive or an object; by default the package's own libraries. No GPU is needed. Exit status: 1
-where a kernel keeps numbers in local memory, needs more registers than there are, or misses the instruction that
-its products are to be made of; 2 where nothing can be read.
+A file is a library, an archive or an object; by default the package's libcnnlstm_cuda.so. No GPU is needed. Exit
+status: 1 where a kernel uses local memory, needs more registers than there are, or lacks the instruction that its
+products should be made of; 2 where nothing can be read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parents[1]
+LIBRARY = Path(__file__).parents[1] / "cnnlstm_fast" / "libcnnlstm_cuda.so"
 REGISTERS = 65536  # of a multiprocessor
 LOCAL_ACCESSES = ("LDL", "STL")
-WAYS = ("block", "cluster", "grid")  # of CnnlstmWay: those whose kernels are one template
+# Of CnnlstmAlgorithm: those whose kernels are instances of one template.
+ALGORITHMS = ("persistent_block", "persistent_cluster", "persistent_grid")
 
 
 @dataclass
@@ -34,31 +35,31 @@ class Kernel:
 
     arch: str  # such as sm_90a
     name: str
-    threads: int  # of a block at the most, as its launch bounds say; else 0
+    threads: int  # at most in a block, by its launch bounds; else 0
     registers: int
     stack: int  # bytes, as local and shared
     local: int
-    shared: int  # that the compiler itself takes, without what a launch asks for
+    shared: int  # static; a launch may request more
     instructions: Counter[str] = field(default_factory=Counter)
 
     def count(self, instruction: str) -> int:
-        """With its wider forms, such as FFMA2."""
+        """Including its wider forms, such as FFMA2."""
         return sum(n for name, n in self.instructions.items() if name.startswith(instruction))
 
     @property
     def recurrence(self) -> tuple[str, str] | None:
-        """Numbers and way of a kernel that multiplies with W_hh."""
+        """Compute type and algorithm of a kernel that multiplies with W_hh."""
         if streamed := re.match(r"(?:Forward|Backward)Streamed<(\w+)>", self.name):
-            return streamed[1], "stream"
+            return streamed[1], "streaming"
         found = re.match(r"(?:Forward|Backward)<(\w+), (\d)", self.name)
-        return (found[1], WAYS[int(found[2])]) if found else None
+        return (found[1], ALGORITHMS[int(found[2])]) if found else None
 
     @property
     def lacks_clusters(self) -> bool:
         """A cluster's kernel on a GPU without them consists of a trap."""
         return (
             self.recurrence is not None
-            and self.recurrence[1] == "cluster"
+            and self.recurrence[1] == "persistent_cluster"
             and int(self.arch[3:].rstrip("af")) < 90
         )
 
@@ -89,7 +90,7 @@ class Unreadable(Exception):
 
 
 def tool(*names: str) -> str:
-    """A program of the CUDA toolkit's, or else of Triton's or the compiler's."""
+    """A program of the CUDA toolkit, else of Triton or the host compiler."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     folders = [Path(nvcc).resolve().parent]
     if triton := importlib.util.find_spec("triton"):
@@ -151,7 +152,7 @@ def parse_bounds(lines: Iterator[str]) -> Iterator[tuple[str, str, int]]:
 
 
 def parse_code(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
-    """Architecture, kernel and the first part of the name of every instruction."""
+    """Architecture, kernel and base name of every instruction."""
     arch = name = ""
     for line in lines:
         # /*0010*/   @!P0 FFMA.FTZ R1, R2, R3, R4 ;
@@ -188,12 +189,6 @@ def _lines(command: list[str]) -> Iterator[str]:
         raise Unreadable(f"{' '.join(command)} failed: {error or 'no output'}")
 
 
-def built() -> list[Path]:
-    """The package's libraries."""
-    folder = ROOT / "cnnlstm_fast"
-    return [*folder.glob("libcnnlstm_fast.so"), *folder.glob("_C*.so")]
-
-
 def table(kernels: Sequence[Kernel]) -> Table:
     found = Table(title="CUDA kernels", title_justify="left")
     found.add_column("architecture")
@@ -209,11 +204,9 @@ def table(kernels: Sequence[Kernel]) -> Table:
 
 
 def main(arguments: Sequence[str]) -> int:
-    paths = [Path(a) for a in arguments] or built()
+    paths = [Path(a) for a in arguments] or [LIBRARY]
     try:
-        if not paths:
-            raise Unreadable("there are no libraries in cnnlstm_fast/: build them, or name a file")
-        # A kernel may lie in more than one of them.
+        # Several files may hold the same kernel.
         kernels = list({(k.arch, k.name): k for path in paths for k in read(path)}.values())
     except Unreadable as error:
         print(f"cuda_resources: {error}", file=sys.stderr)

@@ -32,10 +32,10 @@ backend.kernels()
 from cnnlstm_fast.kernels import plan as planning
 from cnnlstm_fast.kernels.backward import backward_kernel
 from cnnlstm_fast.kernels.backward_streamed import backward_streamed_kernel
-from cnnlstm_fast.kernels.entering import entering_kernel
 from cnnlstm_fast.kernels.forward import forward_kernel
 from cnnlstm_fast.kernels.forward_streamed import forward_streamed_kernel
 from cnnlstm_fast.kernels.plan import Device, Plan, power_of_two
+from cnnlstm_fast.kernels.previous_hidden import previous_hidden_kernel
 from cnnlstm_fast.kernels.recurrence import MOST_REGISTERS
 from cnnlstm_fast.kernels.states import states_kernel
 
@@ -52,7 +52,7 @@ KERNELS = {
     "forward streamed": forward_streamed_kernel,
     "backward": backward_kernel,
     "backward streamed": backward_streamed_kernel,
-    "entering": entering_kernel,
+    "previous_hidden": previous_hidden_kernel,
     "states": states_kernel,
 }
 FLOAT32 = {"gate_inputs", "c_state", "grad_h", "grad_c"}
@@ -83,16 +83,16 @@ def jobs(sm: int) -> list[Job]:
     sizes = itertools.product(NUMBER_BYTES.items(), HIDDEN, (1, 32, 64, 256, 1024), (1, 2))
     for ((dtype, precision), number), H, B, D in sizes:
         for made in planning.candidates(GPUS[sm], H, B, D, number):
-            if dtype == "fp16" and (made.way != "block" or H != 64):
+            if dtype == "fp16" and (made.algorithm != "persistent_block" or H != 64):
                 continue
-            held, suffix = (None, " streamed") if made.way == "stream" else (power_of_two(H), "")
+            held, suffix = (None, " streamed") if made.algorithm == "streaming" else (power_of_two(H), "")
             for kernel, full in itertools.product(("forward" + suffix, "backward" + suffix), (False, True)):
                 job = Job(kernel, sm, dtype, precision, made, H, 1 + full, full)
                 found.setdefault((*job[:5], held, math.gcd(H, 16), full), job)
     others = [
         Job(kernel, sm, dtype, "", None, 64, 2, full)
         for kernel, dtype, full in itertools.product(
-            ("entering", "states"), ("fp32", "bf16", "fp16"), (False, True)
+            ("previous_hidden", "states"), ("fp32", "bf16", "fp16"), (False, True)
         )
     ]
     return [*found.values(), *others]
@@ -151,7 +151,7 @@ def compiled(job: Job) -> dict[str, Any]:
     result: dict[str, Any] = job._asdict() | {"plan": job.plan, "most_shared": GPUS[job.sm].shared}
     try:
         made = triton.compile(source(job), target=GPUTarget("cuda", job.sm, 32), options=options)
-    except Exception as error:  # reported as what this job came to
+    except Exception as error:  # reported as the result of this job
         return result | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     return result | {"shared": made.metadata.shared} | resources(made.asm["ptx"], job.sm)
 

@@ -1,7 +1,7 @@
-"""``python -m bench.calibrate.tune``: measures every plan of the Triton kernels that fits this GPU, keeps the fastest.
+"""``python -m bench.calibrate.tune``: measures every Triton plan that fits this GPU and keeps the fastest.
 
-The result lies in the user's cache and counts from the next process on; a file that is to be shipped goes to
-``kernels/tables/``. Calls never measure: a size that is in no table takes the first plan that fits.
+The result is written to the user's cache and used from the next process on; a file to be shipped belongs in
+``kernels/tables/``. Calls never measure: a size that is in no table uses the first plan that fits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIZES = tuple(
 def tune(
     device: Device, sizes: Iterable[Size], measure: Callable[[Size, Plan], float], path: Path
 ) -> dict[str, Plan]:
-    """Measures size by size and writes the file after each one, so that an end at any time loses nothing.
+    """Measures size by size and writes the file after each one, so that an interruption loses nothing.
 
     Args:
         measure: the time of a forward and a backward pass of one layer in ms.
@@ -61,7 +61,7 @@ def tune(
         name = key(H, B, D, number)
         found[name] = min(taken, key=taken.__getitem__)
         times[name] = {" ".join(map(str, plan)): round(ms, 4) for plan, ms in taken.items()}
-        print(f"{name}: {found[name].way}, {times[name]}", flush=True)
+        print(f"{name}: {found[name].algorithm}, {times[name]}", flush=True)
         _write(path, device, found, times)
     return found
 
@@ -69,7 +69,7 @@ def tune(
 def measure_on_gpu(size: Size, plan: Plan) -> float:
     """Median time of a forward and a backward pass over ``STEPS`` steps in ms."""
     H, B, D, dtype = size
-    # a call takes no plan: what is measured is what calls run, with another answer to the one question they ask
+    # calls take no plan as an argument: replacing the function that chooses it leaves the measured code unchanged
     chosen = recurrence.plan
     recurrence.plan = lambda *_: plan  # type: ignore[assignment]
     try:

@@ -42,7 +42,7 @@ inline int attribute(cudaDeviceAttr which) {
 }
 
 // Nanoseconds of what `launch` puts on the default stream. The best and not the mean: a limit is what the GPU
-// does when nobody disturbs it. The untimed launch also lets the clocks rise.
+// reaches undisturbed. The untimed launch also raises the clocks.
 template <typename Launch>
 double nanoseconds(Launch launch) {
   constexpr int kTries = 5;

@@ -12,10 +12,10 @@
 namespace cnnlstm::micro {
 
 constexpr int kWarps = kMostThreads / 32;
-constexpr int kUnrolled = 8;  // turns of a loop, so that counting them costs nothing
+constexpr int kUnrolled = 8;  // iterations of a loop, so that counting them costs nothing
 
-// What every kernel here is given; it writes a sum that depends on all its work, or the compiler would leave
-// that out.
+// The arguments of every kernel here. It writes a sum that depends on all its work, else the compiler would
+// remove it.
 struct Rounds {
   int rounds;
   float* sink;
@@ -114,7 +114,7 @@ struct Matrices : OneBlock {
 };
 
 // A recurrence's steps without what it computes.
-template <int kWay, int kUnitBytes>
+template <int kAlgorithm, int kUnitBytes>
 struct Exchanges {
   struct Arguments {
     Layout layout;
@@ -122,13 +122,13 @@ struct Exchanges {
     int rounds;
   };
   static constexpr int kThreads = kMostThreads;
-  static constexpr bool kCluster = kWay == CNNLSTM_CLUSTER;
+  static constexpr bool kCluster = kAlgorithm == CNNLSTM_PERSISTENT_CLUSTER;
 
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
     const int warp = device::thread() / 32, groups = arguments.layout.groups;
-    Exchange<kWay, kUnitBytes, true> exchange(arguments.layout, arguments.tiles,
-                                              (device::block_x() * groups + warp % groups) * kGroup,
-                                              warp / groups);
+    Exchange<kAlgorithm, kUnitBytes, true> exchange(arguments.layout, arguments.tiles,
+                                                    (device::block_x() * groups + warp % groups) * kGroup,
+                                                    warp / groups);
     exchange.clear_tiles();
     device::block_barrier();
     exchange.start();
@@ -152,7 +152,7 @@ struct ReadL2 {
   CNNLSTM_DEVICE static void run(const Arguments& arguments) {
     float sum = 0;
     for (int i = 0; i < arguments.common.rounds; ++i) {
-      // each block begins elsewhere: all reading the same line at once is another matter
+      // each block begins elsewhere, since reading the same line at once would measure contention
       int at = (device::block_x() * 37 * kMostThreads + device::thread()) % arguments.count;
       for (int done = 0; done < arguments.count; done += kUnrolled * kMostThreads) {
         float4 found[kUnrolled];
@@ -203,14 +203,14 @@ void require_cluster(int blocks) {
 }
 
 // `warps`: of a block that are there, of the two a group that every other block waits for.
-template <int kWay, int kUnitBytes>
+template <int kAlgorithm, int kUnitBytes>
 double exchange_round(int groups, int blocks, int rounds, int warps) {
-  using Kernel = Exchanges<kWay, kUnitBytes>;
-  constexpr bool kCluster = kWay == CNNLSTM_CLUSTER;
+  using Kernel = Exchanges<kAlgorithm, kUnitBytes>;
+  constexpr bool kCluster = kAlgorithm == CNNLSTM_PERSISTENT_CLUSTER;
   if (kCluster) require_cluster<Kernel>(blocks);
   typename Kernel::Arguments arguments = {};
   CnnlstmPlan plan = {};
-  plan.way = kWay;
+  plan.algorithm = kAlgorithm;
   plan.groups = groups;
   plan.splits = 2;
   plan.tiles = 8;
@@ -234,10 +234,10 @@ double exchange_round(int groups, int blocks, int rounds, int warps) {
 using namespace cnnlstm;
 using namespace cnnlstm::micro;
 
-extern "C" double cnnlstm_micro_piece(int number, int rounds, char* message, size_t message_size) {
+extern "C" double cnnlstm_micro_piece(int compute_type, int rounds, char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
     const auto round = [&] {
-      switch (number) {
+      switch (compute_type) {
         case CNNLSTM_FLOAT32:
           return round_of<Pieces<float, 32>>(rounds, kMostThreads);
         case CNNLSTM_TF32:
@@ -247,7 +247,8 @@ extern "C" double cnnlstm_micro_piece(int number, int rounds, char* message, siz
         case CNNLSTM_FLOAT16:
           return round_of<Pieces<fp16, 8>>(rounds, kMostThreads);
       }
-      throw std::runtime_error("number: expected one of CnnlstmNumber, got " + std::to_string(number));
+      throw std::runtime_error("compute_type: expected one of CnnlstmComputeType, got " +
+                               std::to_string(compute_type));
     };
     return round() / (kUnrolled * kWarps);
   });
@@ -281,18 +282,18 @@ extern "C" double cnnlstm_micro_exchange(int cluster, int backward, int groups, 
                                std::to_string(groups) + ", " + std::to_string(blocks));
     const int warps = 2 * groups;
     if (cluster)
-      return backward ? exchange_round<CNNLSTM_CLUSTER, 8>(groups, blocks, rounds, warps)
-                      : exchange_round<CNNLSTM_CLUSTER, 2>(groups, blocks, rounds, warps);
-    return backward ? exchange_round<CNNLSTM_GRID, 8>(groups, blocks, rounds, warps)
-                    : exchange_round<CNNLSTM_GRID, 2>(groups, blocks, rounds, warps);
+      return backward ? exchange_round<CNNLSTM_PERSISTENT_CLUSTER, 8>(groups, blocks, rounds, warps)
+                      : exchange_round<CNNLSTM_PERSISTENT_CLUSTER, 2>(groups, blocks, rounds, warps);
+    return backward ? exchange_round<CNNLSTM_PERSISTENT_GRID, 8>(groups, blocks, rounds, warps)
+                    : exchange_round<CNNLSTM_PERSISTENT_GRID, 2>(groups, blocks, rounds, warps);
   });
 }
 
 extern "C" double cnnlstm_micro_hang(int cluster, char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
     constexpr int kGroups = 2, kBlocks = 2, kHalf = kGroups;  // of the warps
-    return cluster ? exchange_round<CNNLSTM_CLUSTER, 2>(kGroups, kBlocks, 1, kHalf)
-                   : exchange_round<CNNLSTM_GRID, 2>(kGroups, kBlocks, 1, kHalf);
+    return cluster ? exchange_round<CNNLSTM_PERSISTENT_CLUSTER, 2>(kGroups, kBlocks, 1, kHalf)
+                   : exchange_round<CNNLSTM_PERSISTENT_GRID, 2>(kGroups, kBlocks, 1, kHalf);
   });
 }
 

@@ -1,5 +1,5 @@
-// What the parts of a recurrence's step cost on the current GPU: where the numbers of CnnlstmCosts (plan.h)
-// come from. C++ callers see no CUDA header.
+// What the parts of a recurrence's step cost on the current GPU: the source of CnnlstmCosts
+// (plan.h). C++ callers see no CUDA header.
 //
 // Every function works on the default stream, takes the best of a few timed launches after an untimed one,
 // frees what it took, and returns -1 and fills `message` on an error. `rounds`: how often a kernel does it.
@@ -11,9 +11,9 @@
 extern "C" {
 #endif
 
-// Nanoseconds from one piece of a product to the next: of an SM whose 16 warps all multiply, and of sums that
-// wait for each other. `number`: arguments.h.
-double cnnlstm_micro_piece(int number, int rounds, char* message, size_t message_size);
+// Nanoseconds from one piece of a product to the next: of an SM whose 16 warps all multiply, and of
+// dependent sums. `compute_type`: arguments.h.
+double cnnlstm_micro_piece(int compute_type, int rounds, char* message, size_t message_size);
 double cnnlstm_micro_piece_latency(int rounds, char* message, size_t message_size);
 
 // Nanoseconds from one special function of a lane to the next, of an SM whose 512 threads all compute them.
@@ -28,12 +28,12 @@ double cnnlstm_micro_shared(int rounds, char* message, size_t message_size);
 // Nanoseconds of an exchange of one tile among `blocks` blocks of `groups` * 8 units each, in 16 bits, with
 // the barrier of a block that lies in every step: through a cluster (2, 4, 8 or 16 blocks; an error where the
 // GPU or this build has none so large) or through global memory (no more blocks than multiprocessors).
-// `backward`: a unit has four numbers in the tile.
+// `backward`: a unit has four values in the tile.
 double cnnlstm_micro_exchange(int cluster, int backward, int groups, int blocks, int rounds, char* message,
                               size_t message_size);
 
-// An exchange of which half the warps were never started, so that all others wait in vain: the watch over
-// waiting has to end it. Returns -1 with the runtime's words; the process has lost the GPU then.
+// An exchange of which half the warps were never started, so that all others wait for ever: the time limit of
+// waits has to end it. Returns -1 with the runtime's message; the process cannot use the GPU afterwards.
 double cnnlstm_micro_hang(int cluster, char* message, size_t message_size);
 
 // Bytes per nanosecond that so many blocks together read of 4 MB in L2.

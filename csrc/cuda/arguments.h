@@ -1,8 +1,9 @@
-// What the recurrence kernels are handed: plain data, raw pointers, sizes and strides in elements.
+// The arguments of the recurrence kernels: plain data, raw pointers, sizes and strides in elements.
 //
 // T steps, B sequences, H hidden_size, D directions, N rows: T*B (row t*B + b), or those of a packed
-// sequence. Arrays of gates hold the four gates i f g o of a unit beside each other: (..., H, 4). `number` is
-// the dtype of the call.
+// sequence. Arrays of gates hold the four gates i f g o of a unit beside each other: (..., H, 4).
+// `compute_type` is the type that products are computed in; arrays of void are stored in its dtype (float32
+// for TF32).
 //
 // A direction's steps are numbered in its own order: s = 0 comes first, and its time is t = s, or T-1-s in
 // reverse.
@@ -14,7 +15,7 @@
 extern "C" {
 #endif
 
-enum CnnlstmNumber {
+enum CnnlstmComputeType {
   CNNLSTM_FLOAT32 = 0,  // exact products
   CNNLSTM_TF32 = 1,     // float32 with TF32 products
   CNNLSTM_BFLOAT16 = 2,
@@ -30,7 +31,7 @@ typedef struct {
 } CnnlstmRows;
 
 typedef struct {
-  int number;
+  int compute_type;
   int D;
   int64_t H;
   CnnlstmRows rows;
@@ -42,10 +43,10 @@ typedef struct {
   const void* weight_hh[2];  // (4H, H) in nn.LSTM's order; row r, column k at weight_hh[d] + r*H + k
   const void* bias_ih[2];    // (4H,) in nn.LSTM's order, or NULL
   const void* bias_hh[2];
-  // Both (D, B, H) number: what enters step `begin`, and what leaves step end-1. No array overlaps another.
+  // Both (D, B, H): what enters step `begin`, and what leaves step end-1. No array overlaps another.
   const void* h_in;
   void* h_out;
-  const void* c_in;  // (D, B, H), float32 where c_in_float else number
+  const void* c_in;  // (D, B, H), float32 where c_in_float is set
   void* c_out;
   int c_in_float, c_out_float;
   void* output;  // (N, D*H): zero where a sequence has ended
@@ -54,27 +55,27 @@ typedef struct {
 } CnnlstmForward;
 
 typedef struct {
-  int number;
+  int compute_type;
   int D;
   int64_t H;
   CnnlstmRows rows;
   const void* weight_hh[2];  // (4H, H) in nn.LSTM's order
   const void* gates;         // (D, N, H, 4) as the forward pass left them
   const void* cells;         // (D, N, H)
-  const void* c0;            // (D, B, H) number
+  const void* c0;            // (D, B, H)
   const void* grad_output;   // (N, D*H), or NULL
   const void* grad_cells;    // (D, N, H), or NULL
-  const void* grad_h_n;      // (D, B, H) number, or NULL
-  const void* grad_c_n;      // (D, B, H) number, or NULL
-  void* grad_h0;             // (D, B, H) number
-  void* grad_c0;             // (D, B, H) number
+  const void* grad_h_n;      // (D, B, H), or NULL
+  const void* grad_c_n;      // (D, B, H), or NULL
+  void* grad_h0;             // (D, B, H)
+  void* grad_c0;             // (D, B, H)
   void* gate_gradients;      // (N, D, H, 4) before the activation, zero where a sequence has ended
 } CnnlstmBackward;
 
-// The hidden state that enters every step, and the hidden states once more from gates and cells (where a
+// The hidden state that enters every step, and the hidden states recomputed from gates and cells (where a
 // projection follows).
 typedef struct {
-  int number;
+  int compute_type;
   int D;
   int64_t H;
   CnnlstmRows rows;
@@ -84,7 +85,7 @@ typedef struct {
 } CnnlstmEntering;
 
 typedef struct {
-  int number;
+  int compute_type;
   int D;
   int64_t H, N;
   const void* gates;  // (D, N, H, 4)
@@ -104,9 +105,10 @@ typedef struct {
   // (D, B, H) float32: W_hh^T times the gate gradients of step+1; not read in the last step T-1. In the call
   // of step -1 only grad_h0 and grad_c0 are written.
   const float* recurrent;
-  float* grad_h;  // (D, B, H): state between calls, gradients that pass by a sequence without the step
+  float* grad_h;  // (D, B, H): state between calls, gradients of a sequence that does not have the step pass
+                  // unchanged
   float* grad_c;
-  void* exchanged;  // (D, B, 4H) number, in nn.LSTM's order: the gate gradients of this step, for the product
+  void* exchanged;  // (D, B, 4H) in nn.LSTM's order: the gate gradients of this step, for the product
 } CnnlstmBackwardStep;
 
 #ifdef __cplusplus

@@ -1,9 +1,9 @@
-// The recurrence of one layer, backward, both directions in one launch: forward.cuh's mirror.
+// The recurrence of one layer, backward, both directions in one launch: the mirror image of forward.cuh.
 //
-// dh of step s takes W_hh^T times the gate gradients of step s+1, so a row of the tile holds 4H numbers, the
+// dh of step s takes W_hh^T times the gate gradients of step s+1, so a row of the tile holds 4H values, the
 // four gates of a unit beside each other, and the rows of the product are units: 16 at once, two groups. A
-// warp computes its part of the sum over k for both groups, and owns the cells of one of them: group, so that
-// cells lie where they lie in the forward pass.
+// warp computes its part of the sum over k for both groups, and owns the cells of one of them, so that cells
+// lie where they lie in the forward pass.
 #pragma once
 
 #include "cuda/cell.cuh"
@@ -37,7 +37,7 @@ void each_array_of(const CnnlstmBackward& pass, F f) {
   f(static_cast<T*>(pass.gate_gradients), 4 * all);
 }
 
-// What a step's cell needs of what the forward pass left, and the gradient of its output.
+// What a step's cell needs of the forward pass's results, and the gradient of its output.
 template <class T>
 struct StepBack {
   Quad<T> gates;
@@ -70,7 +70,7 @@ class BackwardRows {
     return found;
   }
 
-  // The gradient of the cell states themselves, which hardly anybody asks for: it waits for its load.
+  // The gradient of the cell states themselves, which is rarely used: the load is not prefetched.
   CNNLSTM_DEVICE float of_cells(int64_t row) const {
     return device::to_float(optional(pass_.grad_cells, (direction_ * pass_.rows.N + row) * pass_.H + unit_));
   }
@@ -90,29 +90,29 @@ class BackwardRows {
 };
 
 // The gradients of the gates before their activation in an active step, and in dc that of the c that entered.
-template <class Number>
-CNNLSTM_DEVICE Quad<typename Number::Stored> retreat(const StepBack<typename Number::Stored>& step, bool kept,
-                                                     float dh, float& dc) {
+template <class ComputeType>
+CNNLSTM_DEVICE Quad<typename ComputeType::Stored> retreat(const StepBack<typename ComputeType::Stored>& step,
+                                                          bool kept, float dh, float& dc) {
   using device::to_float;
-  const typename Cell<Number>::Gradients d =
-      Cell<Number>::backward(to_float(step.gates.value[0]), to_float(step.gates.value[1]),
-                             to_float(step.gates.value[2]), to_float(step.gates.value[3]), to_float(step.c),
-                             kept ? to_float(step.c_prev) : 0, dh + to_float(step.d_output), dc);
+  const typename Cell<ComputeType>::Gradients d = Cell<ComputeType>::backward(
+      to_float(step.gates.value[0]), to_float(step.gates.value[1]), to_float(step.gates.value[2]),
+      to_float(step.gates.value[3]), to_float(step.c), kept ? to_float(step.c_prev) : 0,
+      dh + to_float(step.d_output), dc);
   dc = kept ? d.c_prev : 0;
-  return quad<typename Number::Stored>(d.i, d.f, d.g, d.o);
+  return quad<typename ComputeType::Stored>(d.i, d.f, d.g, d.o);
 }
 
-template <class Number_, int kWay, int kTiles, bool kSplit>
+template <class ComputeType_, int kAlgorithm, int kTiles, bool kSplit>
 struct Backward {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = BackwardArguments;
-  static constexpr int kThreads = most_threads<Number>(kWay, kTiles);
-  static constexpr bool kCluster = kWay == CNNLSTM_CLUSTER;
+  static constexpr int kThreads = most_threads<ComputeType>(kAlgorithm, kTiles);
+  static constexpr bool kCluster = kAlgorithm == CNNLSTM_PERSISTENT_CLUSTER;
   static constexpr int kOwned = kSplit ? 1 : 2;   // cells of an owner lane
   static constexpr int kOwners = kSplit ? 2 : 1;  // warps of a group that have cells
 
-  using WarpProduct = Product<Number, 2, 2 * kTiles>;
+  using WarpProduct = Product<ComputeType, 2, 2 * kTiles>;
 
   template <class F>
   static void each_array(const Arguments& arguments, F f) {
@@ -133,7 +133,7 @@ struct Backward {
     const int own_part = 2 * part + half;
 
     constexpr int kPartBytes = 2 * kTiles * kPiece;
-    Exchange<kWay, 4 * sizeof(T), kSplit> exchange(layout, arguments.tiles, unit, part);
+    Exchange<kAlgorithm, 4 * sizeof(T), kSplit> exchange(layout, arguments.tiles, unit, part);
 
     exchange.clear_tiles();
 
@@ -207,13 +207,14 @@ struct Backward {
           if (active) {
             const BackwardRows<T> own(pass, device::anew(direction), device::anew(unit));
             if (pass.grad_cells != nullptr) dc[j] += own.of_cells(rows.first(s) + sequence(j));
-            gradients[j] = retreat<Number>(step[j], kept, dh[j], dc[j]);
+            gradients[j] = retreat<ComputeType>(step[j], kept, dh[j], dc[j]);
             dh[j] = 0;
           }
           takes[j] = kept;
           Quad<T> factors;
           CNNLSTM_UNROLL
-          for (int gate = 0; gate < 4; ++gate) factors.value[gate] = Number::factor(gradients[j].value[gate]);
+          for (int gate = 0; gate < 4; ++gate)
+            factors.value[gate] = ComputeType::factor(gradients[j].value[gate]);
           exchange.put(n + 1, column(j), unit, factors);
         }
         exchange.publish(n + 1);

@@ -1,5 +1,5 @@
-// The recurrence of one layer, backward, where W_hh is read anew in every step (streamed.cuh):
-// forward_streamed.cuh's mirror.
+// The recurrence of one layer, backward, where every step reads W_hh again (streamed.cuh):
+// the mirror image of forward_streamed.cuh.
 #pragma once
 
 #include "cuda/backward.cuh"
@@ -8,12 +8,12 @@
 
 namespace cnnlstm {
 
-template <class Number_>
+template <class ComputeType_>
 struct BackwardStreamed {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = BackwardArguments;
-  static constexpr int kThreads = most_threads(Number::kNumber);
+  static constexpr int kThreads = most_threads(ComputeType::kComputeType);
   static constexpr bool kCluster = false;
 
   template <class F>
@@ -30,7 +30,7 @@ struct BackwardStreamed {
     const StreamedLane lane(layout, arguments.tiles);
     const auto own = [&] { return BackwardRows<T>(pass, device::anew(direction), lane.unit()); };
 
-    const StreamedProduct<Number, true> product(layout, arguments.tiles, arguments.packed, rows.B);
+    const StreamedProduct<ComputeType, true> product(layout, arguments.tiles, arguments.packed, rows.B);
     product.start();
 
     const bool exists = lane.owner() && lane.unit() < pass.H && lane.sequence() < rows.B;
@@ -45,7 +45,7 @@ struct BackwardStreamed {
       const int s = rows.T - 1 - n;
       const auto row = [&] { return int64_t{rows.first(s)} + lane.sequence(); };
       StepBack<T> step = {};
-      if (rows.active(s, length))  // under way while the product is made
+      if (rows.active(s, length))  // in flight during the product
         step =
             own().load(row(), rows.active(s - 1, length) ? int64_t{rows.first(s - 1)} + lane.sequence() : -1,
                        lane.sequence());
@@ -56,13 +56,13 @@ struct BackwardStreamed {
       Quad<T> gradients = quad<T>(0, 0, 0, 0);
       if (active) {
         if (pass.grad_cells != nullptr) dc += own().of_cells(row());
-        gradients = retreat<Number>(step, kept, dh, dc);
+        gradients = retreat<ComputeType>(step, kept, dh, dc);
         dh = 0;
       }
       takes = kept;
       Quad<T> factors;
       CNNLSTM_UNROLL
-      for (int gate = 0; gate < 4; ++gate) factors.value[gate] = Number::factor(gradients.value[gate]);
+      for (int gate = 0; gate < 4; ++gate) factors.value[gate] = ComputeType::factor(gradients.value[gate]);
       product.put(n + 1, lane, factors);
       if (active || (rows.padded() && length >= 0)) own().store(row(), gradients);
     }

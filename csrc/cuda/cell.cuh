@@ -1,26 +1,25 @@
-// The cell: activations and cell equation, forward and backward. Whoever changes an activation changes it
-// here.
+// The cell: activations and cell equation, forward and backward. The only place to change an activation.
 //
 //     c = f * c_prev + i * g,    h = o * tanh(c),    i, f, o = sigmoid(.), g = tanh(.)
 //
 // kernels/README.md derives the backward pass. All of it is float32.
 #pragma once
 
-#include "cuda/numbers.cuh"
+#include "cuda/compute_types.cuh"
 
 namespace cnnlstm {
 
-template <class Number>
+template <class ComputeType>
 struct Cell {
   static constexpr float kLog2e = 1.44269504f;
 
   CNNLSTM_DEVICE static float sigmoid(float x) {
-    if constexpr (Number::kFastTanh) return 0.5f * device::tanh_fast(0.5f * x) + 0.5f;
+    if constexpr (ComputeType::kFastTanh) return 0.5f * device::tanh_fast(0.5f * x) + 0.5f;
     return device::reciprocal_fast(1.0f + device::exp2_fast(-kLog2e * x));  // 1 / inf is the limit
   }
 
   CNNLSTM_DEVICE static float tanh(float x) {
-    if constexpr (Number::kFastTanh) return device::tanh_fast(x);
+    if constexpr (ComputeType::kFastTanh) return device::tanh_fast(x);
     // 1 and -1 where the power is inf and 0
     const float y = 1.0f - 2.0f * device::reciprocal_fast(1.0f + device::exp2_fast(2.0f * kLog2e * x));
     // the difference loses digits near zero; there the Taylor series up to x^9, whose next term is below 1e-8

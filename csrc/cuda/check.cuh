@@ -10,7 +10,7 @@ namespace cnnlstm {
 
 inline void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // or it would surface in somebody else's call
+  cudaGetLastError();  // else it would surface in an unrelated call
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status) + " (" +
                            cudaGetErrorName(status) + ")");
 }

@@ -8,7 +8,7 @@ namespace {
 
 // A GPU on which `python -m bench.calibrate.micro` measured them; the command prints the row.
 struct Measured {
-  const char* name;  // as cudaGetDeviceProperties tells it
+  const char* name;  // as cudaGetDeviceProperties returns it
   CnnlstmCosts costs;
 };
 constexpr std::initializer_list<Measured> kMeasured = {};
@@ -56,7 +56,7 @@ CnnlstmCosts guessed(const Family& family) {
   costs.send_8 = 1.25 * far;
   costs.send_16 = 1.5 * far;
   costs.cluster = far ? 16 * family.clock : 0;
-  costs.word = cycles(900);  // a store to L2 and a load that finds it, with the turn of a polling loop lost
+  costs.word = cycles(900);  // a store to L2 and a load that finds it, plus one iteration of a polling loop
   costs.l2_sm = family.l2_sm * family.clock;
   costs.l2 = family.l2;
   costs.memory = family.memory;

@@ -1,6 +1,5 @@
-// Everything through which the kernels reach the hardware, and nothing else: they call no other intrinsic, so
-// that the same source runs on a CPU, where cuda_emulator/device.h gives these functions another body (for
-// tests without a GPU).
+// All access of the kernels to the hardware: they call no other intrinsic, so the same source runs on a CPU,
+// where cuda_emulator/device.h implements these functions differently (for tests without a GPU).
 //
 // A kernel is a struct with `Arguments` (plain data), `kThreads` (the most in a block), `kCluster` (whether
 // it needs sm_90), `static void run(const Arguments&)`, and for the CPU `each_array(arguments, f)`, which
@@ -30,7 +29,7 @@ using fp16 = __half;
 
 namespace device {
 
-// ---- who am I ----
+// ---- indices ----
 CNNLSTM_DEVICE int thread() { return threadIdx.x; }
 CNNLSTM_DEVICE int threads() { return blockDim.x; }
 CNNLSTM_DEVICE int block_x() { return blockIdx.x; }
@@ -76,21 +75,21 @@ CNNLSTM_DEVICE float tanh_fast(float x) {
   return y;
 }
 
-// The value itself, though the compiler cannot know: what is computed from it in a loop is computed in every
-// turn, and takes no register for the whole loop.
+// Returns its argument, opaquely for the compiler: what a loop computes from it is recomputed in every
+// iteration and occupies no register for the whole loop.
 CNNLSTM_DEVICE int anew(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// ---- waiting for each other ----
+// ---- barriers ----
 CNNLSTM_DEVICE void block_barrier() { __syncthreads(); }
 CNNLSTM_DEVICE void warp_barrier() { __syncwarp(); }
 
 // ---- within a warp: every lane calls them together ----
 CNNLSTM_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
-// d += a b: a (16 x k) row-major, b (k x 8) column-major, d (16 x 8); k = 16 for 16-bit numbers, 8 for TF32.
+// d += a b: a (16 x k) row-major, b (k x 8) column-major, d (16 x 8); k = 16 for 16-bit values, 8 for TF32.
 // Which lane holds what: fragments.h.
 template <typename T>
 CNNLSTM_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -128,7 +127,7 @@ template <typename T>
 CNNLSTM_DEVICE void store_shared(T* p, T value) {
   *p = value;
 }
-// Four 8 x 8 matrices of 16-bit numbers (8 rows of 16 bytes each): lane l gives the address of row l % 8 of
+// Four 8 x 8 matrices of 16-bit values (8 rows of 16 bytes each): lane l gives the address of row l % 8 of
 // matrix l / 8, and gets of each matrix the 4 bytes at row l / 4, bytes 4 (l % 4).
 CNNLSTM_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -137,15 +136,15 @@ CNNLSTM_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-// ---- copies that run beside the thread that asked for them ----
+// ---- asynchronous copies ----
 // 16 bytes from global to shared memory, both 16-byte aligned; zeros where not `exists`.
 CNNLSTM_DEVICE void copy_async(void* to_shared, const void* from, bool exists) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to_shared)), "l"(from),
                "r"(exists ? 16 : 0)
                : "memory");
 }
-// Closes a group of the thread's copies; waits until at most `Pending` of its latest groups are under way.
-// Only the thread itself sees their data then.
+// Closes a group of the thread's copies; waits until at most `Pending` of its latest groups are in flight.
+// Only the thread itself sees the data of the finished ones then.
 CNNLSTM_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Pending>
 CNNLSTM_DEVICE void copy_wait() {
@@ -161,8 +160,8 @@ template <typename T>
 CNNLSTM_DEVICE void store(T* p, T value) {
   *p = value;
 }
-// Words that blocks of a grid exchange: each is written and read at once, so that a word of two halves needs
-// no fence.
+// Words that blocks of a grid exchange. Each is written and read in one access, so that a word of two halves
+// needs no fence.
 CNNLSTM_DEVICE uint64_t load_word(const uint64_t* p) {
   uint64_t word;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");
@@ -172,9 +171,9 @@ CNNLSTM_DEVICE void store_word(uint64_t* p, uint64_t word) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(word) : "memory");
 }
 
-// ---- a watch over waiting ----
-// Ends a kernel whose wait takes too long: nobody is left to be waited for. A call, so that it takes no
-// registers from the kernels; a text without arguments, for those would lie in local memory.
+// ---- time limit of waits ----
+// Ends a kernel whose wait takes too long, since no other block will end it. A call, so that it takes no
+// registers from the kernels; a text without arguments, since those would lie in local memory.
 __device__ __noinline__ inline void give_up() {
   if (threadIdx.x == 0)
     printf("cnnlstm_fast: a block waited for the others for too long; the kernel ends with an error\n");
@@ -185,7 +184,7 @@ class Watch {
  public:
   CNNLSTM_DEVICE Watch() : start_(clock()) {}
 
-  // Called in every turn of a loop that waits.
+  // Called in every iteration of a loop that waits.
   CNNLSTM_DEVICE void turn() const {
     if (clock() - start_ > kLimit) give_up();
   }

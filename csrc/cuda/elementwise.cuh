@@ -13,10 +13,10 @@ constexpr int kElementwiseThreads = 256;
 // Of a step kernel, whose blocks are (sequence, units, direction).
 CNNLSTM_DEVICE int unit_of_thread() { return device::block_y() * device::threads() + device::thread(); }
 
-template <class Number_>
+template <class ComputeType_>
 struct ForwardStep {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = CnnlstmForwardStep;
   static constexpr int kThreads = kElementwiseThreads;
   static constexpr bool kCluster = false;
@@ -39,7 +39,7 @@ struct ForwardStep {
     const int64_t at = (int64_t{direction} * rows.B + sequence) * pass.H + unit;
     float c = load_cell<T>(pass.c_in, pass.c_in_float, at);
     T h = device::load(static_cast<const T*>(pass.h_in) + at);
-    typename Cell<Number>::State now = {};
+    typename Cell<ComputeType>::State now = {};
     if (active) {
       const float4 b = load_bias<T>(pass, direction, unit);
       const float4 x = device::load(reinterpret_cast<const float4*>(
@@ -52,20 +52,21 @@ struct ForwardStep {
           a[gate] +=
               device::load(arguments.recurrent[direction] + (sequence * int64_t{4} + gate) * pass.H + unit);
       }
-      now = Cell<Number>::forward(a[0], a[1], a[2], a[3], kept ? c : 0);
+      now = Cell<ComputeType>::forward(a[0], a[1], a[2], a[3], kept ? c : 0);
       c = now.c;
       h = device::from_float<T>(now.h);
     }
     device::store(static_cast<T*>(pass.h_out) + at, h);
     store_cell<T>(pass.c_out, pass.c_out_float, at, c);
-    if (active || rows.padded()) ForwardResults<Number>(pass, direction).store(row, unit, active, now, h);
+    if (active || rows.padded())
+      ForwardResults<ComputeType>(pass, direction).store(row, unit, active, now, h);
   }
 };
 
-template <class Number_>
+template <class ComputeType_>
 struct BackwardStep {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = CnnlstmBackwardStep;
   static constexpr int kThreads = kElementwiseThreads;
   static constexpr bool kCluster = false;
@@ -110,7 +111,8 @@ struct BackwardStep {
     if (active) {
       const int64_t row_prev = rows.active(s - 1, length) ? int64_t{rows.first(s - 1)} + sequence : -1;
       dc += own.of_cells(row);
-      gradients = retreat<Number>(own.load(row, row_prev, sequence), rows.kept(s, sequence, true), dh, dc);
+      gradients =
+          retreat<ComputeType>(own.load(row, row_prev, sequence), rows.kept(s, sequence, true), dh, dc);
     }
     device::store(arguments.grad_h + at, dh);
     device::store(arguments.grad_c + at, dc);
@@ -123,10 +125,10 @@ struct BackwardStep {
   }
 };
 
-template <class Number_>
+template <class ComputeType_>
 struct Entering {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = CnnlstmEntering;
   static constexpr int kThreads = kElementwiseThreads;
   static constexpr bool kCluster = false;
@@ -161,10 +163,10 @@ struct Entering {
   }
 };
 
-template <class Number_>
+template <class ComputeType_>
 struct States {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = CnnlstmStates;
   static constexpr int kThreads = kElementwiseThreads;
   static constexpr bool kCluster = false;
@@ -184,7 +186,7 @@ struct States {
       const int64_t at = (direction * arguments.N + row) * H + unit;
       const Quad<T> gates = device::load(static_cast<const Quad<T>*>(arguments.gates) + at);
       const float c = device::to_float(device::load(static_cast<const T*>(arguments.cells) + at));
-      const float h = Cell<Number>::hidden(device::to_float(gates.value[3]), c);
+      const float h = Cell<ComputeType>::hidden(device::to_float(gates.value[3]), c);
       device::store(static_cast<T*>(arguments.states) + (row * arguments.D + direction) * H + unit,
                     device::from_float<T>(h));
     }

@@ -1,35 +1,36 @@
-// How the blocks of a tile come to the whole of what enters a step's product.
+// How the blocks of a tile exchange the input of a step's product.
 //
-// Tile n is what enters the n-th product of a launch. Every owner lane puts its own numbers there, whereupon
-// its warp calls publish(n), and all threads call receive(n) before they multiply tile n:
+// Tile n is the input of the n-th product of a launch. Every owner lane writes its own values to it, then its
+// warp calls publish(n), and all threads call receive(n) before they multiply tile n:
 //
-//     Block     the tile is the block's own: a barrier is all it takes.
-//     Cluster   numbers are put into the block's own tile; every warp sends its slice to the other blocks'
+//     Block     the tile is private to the block: a barrier suffices.
+//     Cluster   values are written to the block's own tile; every warp sends its slice to the other blocks'
 //               tiles; an mbarrier counts the bytes.
-//     Grid      numbers are put into global memory, as words of 4 bytes with the number n beside them, and
-//               every thread reads words until they bear that number: no fence, no flag apart.
+//     Grid      values are written to global memory, as words of 4 bytes of data and the number n, and every
+//               thread reads words until they carry that number: no fence and no separate flag is needed.
 //
-// Two tiles (in a grid: planes in global memory) take turns. Nobody overwrites what another still reads: a
-// block publishes n+1 only after it has received all of n, and a block's slice of n leaves it only after its
-// own warps have read n-1. A block that ends has received all that was sent to it.
+// Two tiles (in a grid: planes in global memory) alternate. No block overwrites what another still reads: a
+// block publishes n+1 only after it has received all of n, and it sends its slice of n only after its own
+// warps have read n-1. A block that ends has received everything that was sent to it.
 //
 // kUnitBytes: what a unit has in a row of the tile; kSplit: whether warps share a group, and with it the
 // columns (fragments.h).
 #pragma once
 
+#include "cuda/compute_types.cuh"
 #include "cuda/device.cuh"
 #include "cuda/layout.h"
-#include "cuda/numbers.cuh"
 #include "cuda/plan.h"
 
 namespace cnnlstm {
 
-// The most of a kernel's block: one that is alone needs no more than the units whose row of weights a warp
-// can hold.
-template <class Number>
-constexpr int most_threads(int way, int tiles) {
-  constexpr int kBytes = sizeof(typename Number::Stored);
-  return way == CNNLSTM_BLOCK ? 32 * tiles * kPiece / kBytes / kGroup : most_threads(Number::kNumber);
+// The most threads of a kernel's block. A single persistent block needs no more than the units whose row of
+// weights a warp can hold.
+template <class ComputeType>
+constexpr int most_threads(int algorithm, int tiles) {
+  constexpr int kBytes = sizeof(typename ComputeType::Stored);
+  return algorithm == CNNLSTM_PERSISTENT_BLOCK ? 32 * tiles * kPiece / kBytes / kGroup
+                                               : most_threads(ComputeType::kComputeType);
 }
 
 // A word of tile n.
@@ -40,8 +41,8 @@ CNNLSTM_DEVICE bool bears(uint64_t word, int n) {
   return static_cast<uint32_t>(word >> 32) == static_cast<uint32_t>(n);
 }
 
-// The batch tiles of a launch, blocks along y, of which `first` is the first, and the words of all `count` of
-// every direction.
+// The batch tiles of a launch (its blocks along y), starting at `first`, and the words of all `count` tiles
+// in every direction.
 struct Tiles {
   uint64_t* words;    // of a grid (D, count, 2, row words, kSequences), of a stream (D, count, 2, sequences,
                       // row words)
@@ -63,8 +64,8 @@ void each_array_of_launch(const Arguments& arguments, F f) {
   f(arguments.tiles.words, arguments.tiles.all_words(D));
 }
 
-// Sends what a lane has of its unit in tile n: one number, or those of its four gates. `place(i)`: where word
-// i of the sequence's row lies. All lanes of a warp call it together; those that are not `there` send
+// Sends a lane's values of its unit in tile n: one, or those of its four gates. `place(i)`: where word i of
+// the sequence's row lies. All lanes of a warp call it together; those that are not `there` send
 // nothing.
 template <class Value, class Place>
 CNNLSTM_DEVICE void send_words(int n, int unit, const Value& value, bool there, Place place) {
@@ -84,7 +85,7 @@ CNNLSTM_DEVICE void send_words(int n, int unit, const Value& value, bool there, 
   }
 }
 
-// It keeps next to nothing: what the layout and the tiles tell costs no registers.
+// It stores almost nothing: what can be read from the layout and the tiles costs no registers.
 template <int kUnitBytes, bool kSplit>
 class ExchangeBase {
  public:
@@ -98,14 +99,14 @@ class ExchangeBase {
     return device::shared_memory() + (buffer * kSequences + sequence) * layout_.row_bytes;
   }
 
-  // A lane's own numbers of a unit into tile n.
+  // Writes a lane's own values of a unit to tile n.
   template <class Value>
   CNNLSTM_DEVICE void put(int n, int sequence, int unit, const Value& value) const {
     static_assert(sizeof(Value) == kUnitBytes);
     device::store_shared(reinterpret_cast<Value*>(row(n, sequence)) + unit, value);
   }
 
-  // Zeros in all tiles: what nobody writes is multiplied with weights of zero.
+  // Zeros in all tiles: places that are never written are multiplied by weights of zero.
   CNNLSTM_DEVICE void clear_tiles() const {
     const int bytes = layout_.buffers * kSequences * layout_.row_bytes;
     CNNLSTM_NO_UNROLL
@@ -138,7 +139,7 @@ class ClusterExchange : public ExchangeBase<kUnitBytes, kSplit> {
  public:
   using Base::Base;
 
-  // Tile 0, if there is one, every block has made for itself.
+  // Tile 0, if there is one, was computed by every block itself.
   CNNLSTM_DEVICE void start() const {
     if (device::thread() == 0) {
       const int senders = this->layout_.groups * (kSplit ? 2 : 1);
@@ -214,12 +215,12 @@ class GridExchange : public ExchangeBase<kUnitBytes, kSplit> {
   }
 
  private:
-  // So many words of a thread are on their way at once: a load takes longer than all the rest of a step.
-  // More do not fit its registers.
+  // Words that a thread loads at once: the latency of a load exceeds the rest of a step. More do not fit its
+  // registers.
   static constexpr int kAtOnce = 4;
 
-  // Takes words number first, first + 32... of the tile, this block's own among them, which costs less than
-  // to leave them out.
+  // Takes words first, first + 32... of the tile. Those of this block are among them, which costs less than
+  // skipping them.
   CNNLSTM_DEVICE void take(int n, int first) const {
     const uint64_t* const words = this->tiles_.own_words() + (n & 1) * plane_words() + first;
     const int left = plane_words() - first;
@@ -245,19 +246,19 @@ class GridExchange : public ExchangeBase<kUnitBytes, kSplit> {
   CNNLSTM_DEVICE int plane_words() const { return this->tiles_.words_of_tile / 2; }
 };
 
-template <int kWay, int kUnitBytes, bool kSplit>
+template <int kAlgorithm, int kUnitBytes, bool kSplit>
 struct ChosenExchange {
   using Type = GridExchange<kUnitBytes, kSplit>;
 };
 template <int kUnitBytes, bool kSplit>
-struct ChosenExchange<CNNLSTM_BLOCK, kUnitBytes, kSplit> {
+struct ChosenExchange<CNNLSTM_PERSISTENT_BLOCK, kUnitBytes, kSplit> {
   using Type = BlockExchange<kUnitBytes, kSplit>;
 };
 template <int kUnitBytes, bool kSplit>
-struct ChosenExchange<CNNLSTM_CLUSTER, kUnitBytes, kSplit> {
+struct ChosenExchange<CNNLSTM_PERSISTENT_CLUSTER, kUnitBytes, kSplit> {
   using Type = ClusterExchange<kUnitBytes, kSplit>;
 };
-template <int kWay, int kUnitBytes, bool kSplit>
-using Exchange = typename ChosenExchange<kWay, kUnitBytes, kSplit>::Type;
+template <int kAlgorithm, int kUnitBytes, bool kSplit>
+using Exchange = typename ChosenExchange<kAlgorithm, kUnitBytes, kSplit>::Type;
 
 }  // namespace cnnlstm

@@ -17,8 +17,7 @@ __global__ void __launch_bounds__(cnnlstm::kMostThreads) cluster_probe() {}
 int largest_cluster() {
   cudaFuncAttributes code;
   CNNLSTM_CHECK(cudaFuncGetAttributes(&code, cluster_probe));
-  if (code.ptxVersion < 90)
-    return 0;  // PTX of an older architecture runs here, too, but the kernels lack their clusters
+  if (code.ptxVersion < 90) return 0;  // PTX of an older architecture runs here, too, but without clusters
   CNNLSTM_CHECK(cudaFuncSetAttribute(cluster_probe, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   int device = 0, shared_bytes = 0;
   CNNLSTM_CHECK(cudaGetDevice(&device));
@@ -61,7 +60,7 @@ extern "C" int cnnlstm_cuda_devices(CnnlstmCudaDevice* devices, int capacity, ch
       device.l2_bytes = static_cast<size_t>(properties.l2CacheSize);
       CNNLSTM_CHECK(cudaDeviceGetAttribute(&device.cooperative_launch, cudaDevAttrCooperativeLaunch, index));
       CNNLSTM_CHECK(cudaDeviceGetAttribute(&device.cluster_launch, cudaDevAttrClusterLaunch, index));
-      // Some drivers do not tell the clocks: no reason to fail.
+      // Some drivers do not report the clocks, which is not an error.
       if (cudaDeviceGetAttribute(&device.clock_khz, cudaDevAttrClockRate, index) != cudaSuccess ||
           cudaDeviceGetAttribute(&device.memory_clock_khz, cudaDevAttrMemoryClockRate, index) != cudaSuccess)
         cudaGetLastError();

@@ -1,4 +1,4 @@
-// What the CUDA part knows about the GPUs of this machine. C++ callers see no CUDA header.
+// Properties of the GPUs of this machine. C++ callers see no CUDA header.
 #pragma once
 
 #include <stddef.h>
@@ -17,7 +17,7 @@ typedef struct {
   size_t shared_memory_per_block;  // bytes, with opt-in
   int registers_per_multiprocessor;
   size_t l2_bytes;
-  int clock_khz, memory_clock_khz;  // 0 where the driver does not tell
+  int clock_khz, memory_clock_khz;  // 0 where the driver does not report them
   int cooperative_launch, cluster_launch;
 } CnnlstmCudaDevice;
 

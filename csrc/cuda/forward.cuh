@@ -15,18 +15,18 @@
 
 namespace cnnlstm {
 
-// What a step leaves for its caller. Addresses are made anew at each store: registers are what a kernel that
-// holds its weights has least of.
-template <class Number>
+// The results of a step. Addresses are recomputed at each store, because a kernel that holds its weights has
+// few registers to spare.
+template <class ComputeType>
 class ForwardResults {
-  using T = typename Number::Stored;
+  using T = typename ComputeType::Stored;
 
  public:
   CNNLSTM_DEVICE ForwardResults(const CnnlstmForward& pass, int direction)
       : pass_(pass), direction_(direction) {}
 
   // Zeros where the sequence does not run.
-  CNNLSTM_DEVICE void store(int64_t row, int unit, bool runs, const typename Cell<Number>::State& now,
+  CNNLSTM_DEVICE void store(int64_t row, int unit, bool runs, const typename Cell<ComputeType>::State& now,
                             T h) const {
     const int64_t of_output = (row * pass_.D + direction_) * pass_.H + unit;
     device::store(static_cast<T*>(pass_.output) + of_output, runs ? h : device::from_float<T>(0));
@@ -99,17 +99,17 @@ void each_array_of(const CnnlstmForward& pass, F f) {
   f(static_cast<T*>(pass.gates), 4 * all);
 }
 
-template <class Number_, int kWay, int kTiles, bool kSplit>
+template <class ComputeType_, int kAlgorithm, int kTiles, bool kSplit>
 struct Forward {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = ForwardArguments;
-  static constexpr int kThreads = most_threads<Number>(kWay, kTiles);
-  static constexpr bool kCluster = kWay == CNNLSTM_CLUSTER;
+  static constexpr int kThreads = most_threads<ComputeType>(kAlgorithm, kTiles);
+  static constexpr bool kCluster = kAlgorithm == CNNLSTM_PERSISTENT_CLUSTER;
   static constexpr int kOwned = kSplit ? 1 : 2;   // cells of an owner lane
   static constexpr int kOwners = kSplit ? 2 : 1;  // warps of a group that have cells
 
-  using WarpProduct = Product<Number, 4, kTiles>;
+  using WarpProduct = Product<ComputeType, 4, kTiles>;
 
   template <class F>
   static void each_array(const Arguments& arguments, F f) {
@@ -128,7 +128,7 @@ struct Forward {
     const bool owner = part < kOwners;
 
     constexpr int kPartBytes = kTiles * kPiece;
-    Exchange<kWay, sizeof(T), kSplit> exchange(layout, arguments.tiles, unit, part);
+    Exchange<kAlgorithm, sizeof(T), kSplit> exchange(layout, arguments.tiles, unit, part);
 
     exchange.clear_tiles();
     device::block_barrier();
@@ -138,7 +138,7 @@ struct Forward {
     CNNLSTM_NO_UNROLL
     for (int i = device::thread(); i < here * H; i += device::threads()) {
       const T h = device::load(static_cast<const T*>(pass.h_in) + states + i);
-      device::store_shared(reinterpret_cast<T*>(exchange.row(0, i / H)) + i % H, Number::factor(h));
+      device::store_shared(reinterpret_cast<T*>(exchange.row(0, i / H)) + i % H, ComputeType::factor(h));
     }
 
     // The lane's own cells.
@@ -163,8 +163,7 @@ struct Forward {
     };
     if (part == 0 && lane % 4 == 0) device::store_shared(bias(), load_bias<T>(pass, direction, unit));
 
-    // Gate inputs come kStages steps ahead of their use, each lane's own into places of its own: no barrier
-    // is needed.
+    // Gate inputs are loaded kStages steps ahead of their use, by each lane for itself: no barrier is needed.
     char* const ring = device::shared_memory() + layout.ring_at;
     const auto place = [&](int n, int j) {
       const int owners = 32 * layout.groups * kOwners;
@@ -228,7 +227,7 @@ struct Forward {
       if (owner) {
         device::copy_wait<kStages - 1>();
         const float4 b = device::load_shared(bias());
-        typename Cell<Number>::State now[kOwned];
+        typename Cell<ComputeType>::State now[kOwned];
         CNNLSTM_UNROLL
         for (int j = 0; j < kOwned; ++j) {
           float a[4] = {b.x, b.y, b.z, b.w};
@@ -238,7 +237,7 @@ struct Forward {
           }
           CNNLSTM_UNROLL
           for (int gate = 0; gate < 4; ++gate) a[gate] += kept[j] ? sums[sum_of(gate, j)] : 0;
-          now[j] = Cell<Number>::forward(a[0], a[1], a[2], a[3], kept[j] ? c[j] : 0);
+          now[j] = Cell<ComputeType>::forward(a[0], a[1], a[2], a[3], kept[j] ? c[j] : 0);
           if (active[j]) {
             c[j] = now[j].c;
             h[j] = device::from_float<T>(now[j].h);
@@ -246,18 +245,18 @@ struct Forward {
         }
         if (s + 1 < end) {
           CNNLSTM_UNROLL
-          for (int j = 0; j < kOwned; ++j) exchange.put(n + 1, column(j), unit, Number::factor(h[j]));
+          for (int j = 0; j < kOwned; ++j) exchange.put(n + 1, column(j), unit, ComputeType::factor(h[j]));
           exchange.publish(n + 1);
         }
         const int first = rows.first(s);
-        const ForwardResults<Number> results(pass, device::anew(direction));
+        const ForwardResults<ComputeType> results(pass, device::anew(direction));
         CNNLSTM_UNROLL
         for (int j = 0; j < kOwned; ++j) {
           if (length[j] >= 0 && (active[j] || rows.padded()))
             results.store(first + sequence(j), device::anew(unit), active[j], now[j], h[j]);
         }
       }
-      ask(n + kStages);  // where n lay, which nobody but this lane reads
+      ask(n + kStages);  // into the place of n, which no other lane reads
     }
 
     CNNLSTM_UNROLL

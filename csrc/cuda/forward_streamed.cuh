@@ -1,4 +1,4 @@
-// The recurrence of one layer, forward, where W_hh is read anew in every step (streamed.cuh), both directions
+// The recurrence of one layer, forward, where every step reads W_hh again (streamed.cuh), both directions
 // in one launch.
 //
 // Blocks (unit block, batch tile, direction). A lane has one cell, and keeps its c and h.
@@ -10,12 +10,12 @@
 
 namespace cnnlstm {
 
-template <class Number_>
+template <class ComputeType_>
 struct ForwardStreamed {
-  using Number = Number_;
-  using T = typename Number::Stored;
+  using ComputeType = ComputeType_;
+  using T = typename ComputeType::Stored;
   using Arguments = ForwardArguments;
-  static constexpr int kThreads = most_threads(Number::kNumber);
+  static constexpr int kThreads = most_threads(ComputeType::kComputeType);
   static constexpr bool kCluster = false;
 
   template <class F>
@@ -30,7 +30,7 @@ struct ForwardStreamed {
     const int H = static_cast<int>(pass.H), direction = device::block_z();
     const Rows rows(pass.rows, direction);
     const StreamedLane lane(layout, arguments.tiles);
-    const StreamedProduct<Number, false> product(layout, arguments.tiles, arguments.packed, rows.B);
+    const StreamedProduct<ComputeType, false> product(layout, arguments.tiles, arguments.packed, rows.B);
     product.start();
 
     const int begin = static_cast<int>(pass.begin), end = static_cast<int>(pass.end);
@@ -38,7 +38,7 @@ struct ForwardStreamed {
     const auto state = [&] {
       return (int64_t{device::anew(direction)} * rows.B + lane.sequence()) * H + lane.unit();
     };
-    // Nobody else reads what a lane puts here.
+    // No other lane reads what a lane writes here.
     const auto own_state = [&] {
       return reinterpret_cast<StreamedState*>(device::shared_memory() + layout.ring_at) +
              device::anew(device::thread());
@@ -61,14 +61,14 @@ struct ForwardStreamed {
 
     const auto put = [&](int n) {
       const float h = device::load_shared(&own_state()->h);
-      product.put(n, lane, Number::factor(device::from_float<T>(h)));
+      product.put(n, lane, ComputeType::factor(device::from_float<T>(h)));
     };
     if (lane.owner()) put(1);
     CNNLSTM_NO_UNROLL
     for (int n = 1; n <= end - begin; ++n) {
       const auto row = [&] { return int64_t{rows.first(begin + n - 1)} + lane.sequence(); };
       const auto active = [&] { return rows.active(begin + n - 1, length()); };
-      if (active()) {  // under way while the product is made
+      if (active()) {  // in flight during the product
         const int d = device::anew(direction);
         device::copy_async(
             own_state()->gate_inputs,
@@ -79,7 +79,7 @@ struct ForwardStreamed {
       product.multiply(n);
       device::copy_wait<0>();
       if (!lane.owner()) continue;
-      typename Cell<Number>::State now = {};
+      typename Cell<ComputeType>::State now = {};
       if (active()) {
         const bool kept = rows.kept(begin + n - 1, lane.sequence(), true);
         StreamedState* const own = own_state();
@@ -89,13 +89,13 @@ struct ForwardStreamed {
         CNNLSTM_UNROLL
         for (int gate = 0; gate < 4; ++gate)
           if (kept) a[gate] += product.sum(lane.cell(), gate);
-        now = Cell<Number>::forward(a[0], a[1], a[2], a[3], kept ? device::load_shared(&own->c) : 0);
+        now = Cell<ComputeType>::forward(a[0], a[1], a[2], a[3], kept ? device::load_shared(&own->c) : 0);
         device::store_shared(&own->c, now.c);
         device::store_shared(&own->h, device::to_float(device::from_float<T>(now.h)));
       }
       if (begin + n < end) put(n + 1);
       if (length() >= 0 && (active() || rows.padded()))
-        ForwardResults<Number>(pass, device::anew(direction))
+        ForwardResults<ComputeType>(pass, device::anew(direction))
             .store(row(), lane.unit(), active(), now, device::from_float<T>(now.h));
     }
 

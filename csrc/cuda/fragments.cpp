@@ -1,5 +1,4 @@
-// Proofs of fragments.h and of the tile's rows, made by the compiler: every map covers what it maps to
-// exactly once.
+// Compile-time proofs of fragments.h and of the tile's rows: every map covers its range exactly once.
 #include "cuda/fragments.h"
 
 #include <array>
@@ -92,7 +91,8 @@ static_assert(covers<kGroup * kSequences, 2>([](int lane, int part) {
   return place_in_d(lane, 0).row * kSequences + column_of(lane, true, part, 0);
 }));
 
-// Cells of a stream: all units of all groups for all sequences of the tile, with one warp for each 32.
+// Cells of the streaming algorithm: all units of all groups for all sequences of the tile, with one warp for
+// each 32.
 constexpr bool streamed_cells_cover_the_tile() {
   for (int groups = 1; groups <= 8; ++groups) {
     for (int batch = 1; batch <= kMostBatch; ++batch) {

@@ -1,7 +1,7 @@
-// Who holds what in a warp's product, d (rows x 8) = a (rows x k) b (k x 8): a the weights in registers, b
-// the tile, d the sums. Lane l has the coordinates g = l / 4 and q = l % 4. The maps are those of mma.sync
-// m16n8k16 and m16n8k8 in the PTX ISA, which are the same in bytes: a piece is 32 bytes of k, and a register
-// 4 of them.
+// Which lane holds which element of a warp's product, d (rows x 8) = a (rows x k) b (k x 8): a the weights in
+// registers, b the tile, d the sums. Lane l has the coordinates g = l / 4 and q = l % 4. The maps are those
+// of mma.sync m16n8k16 and m16n8k8 in the PTX ISA, which are the same in bytes: a piece is 32 bytes of k, and
+// a register 4 of them.
 //
 // fragments.cpp proves that each map covers its matrix exactly once.
 #pragma once
@@ -51,8 +51,8 @@ CNNLSTM_ANYWHERE constexpr int column_of(int lane, bool split, int part, int j) 
   return 2 * (lane % 4) + (split ? part : j);
 }
 
-// A stream's block has as many warps with cells as half tiles, (tile of 8 sequences, group, odd or even
-// columns): the cell of a lane.
+// A block of the streaming algorithm has as many warps with cells as half tiles, (tile of 8 sequences, group,
+// odd or even columns): the cell of a lane.
 struct StreamedCell {
   int group, unit;             // of the block, of the group
   int tile, parity, sequence;  // of the batch tile, of the column, of the batch tile

@@ -9,7 +9,7 @@
 
 namespace cnnlstm {
 
-// What `body` returns, 0 where that is nothing; -1, and the reason in `message`, where it throws.
+// Returns what `body` returns, or 0 if it returns nothing; if it throws, -1 with the reason in `message`.
 template <class Body>
 auto guarded(char* message, size_t message_size, Body body) {
   using Result = decltype(body());

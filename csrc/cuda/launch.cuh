@@ -35,8 +35,8 @@ template <class Kernel>
 void launch(const LaunchShape& shape, const typename Kernel::Arguments& arguments, void* stream) {
   const auto kernel = &entry<Kernel>;
   const auto function = reinterpret_cast<const void*>(kernel);
-  // These belong to the device's copy of the kernel and not to the launch: the same for every caller, or
-  // threads would take them from each other.
+  // These are attributes of the device's copy of the kernel, not of the launch: the same for every caller, or
+  // threads would overwrite each other's.
   if (shape.shared_bytes > 48 * 1024)
     CNNLSTM_CHECK(
         cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes()));

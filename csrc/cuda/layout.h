@@ -1,4 +1,4 @@
-// Where things lie: the one text that the plan (plain C++), the launches and the kernels share.
+// The memory layout: the one definition that the plan (plain C++), the launches and the kernels share.
 //
 // A block's tile holds what enters the product: for each of its 8 sequences a row of k (forward: h of all
 // units; backward: the four gate gradients of all units). Its row begins 16 bytes past a multiple of 128, so
@@ -15,13 +15,13 @@ namespace cnnlstm {
 constexpr int kSequences = 8;      // of a batch tile: the n of a product
 constexpr int kGroup = 8;          // units of a group
 constexpr int kPiece = 32;         // bytes of k that one mma reads of a row
-constexpr int kStages = 4;         // steps of gate inputs that are under way or in use
+constexpr int kStages = 4;         // steps of gate inputs that are in flight or in use
 constexpr int kMostBatch = 4;      // times kSequences in a batch tile
 constexpr int kStreamTiles = 4;    // CnnlstmPlan::tiles of a stream: half the registers, for more sums
 constexpr int kMostThreads = 512;  // of a block: each has 128 registers then, half of them for weights
 
-// Of a block that computes in these numbers: exact products need more registers for what lies between.
-constexpr int most_threads(int number) { return number == CNNLSTM_FLOAT32 ? 384 : kMostThreads; }
+// Of a block, by compute type: exact products need more registers for intermediate values.
+constexpr int most_threads(int compute_type) { return compute_type == CNNLSTM_FLOAT32 ? 384 : kMostThreads; }
 
 // What a lane of a stream keeps of its cell in the forward pass, where sums take the registers.
 struct alignas(16) StreamedState {
@@ -32,24 +32,24 @@ struct alignas(16) StreamedState {
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-constexpr int number_bytes_of(int number) {
-  return number == CNNLSTM_FLOAT32 || number == CNNLSTM_TF32 ? 4 : 2;
+constexpr int element_bytes_of(int compute_type) {
+  return compute_type == CNNLSTM_FLOAT32 || compute_type == CNNLSTM_TF32 ? 4 : 2;
 }
 
-// The sizes of a pass and the places in a block's shared memory, all worked out before a kernel sees them.
+// The sizes of a pass and the places in a block's shared memory, all computed on the host.
 struct Layout {
   bool backward, cluster, grid, stream;
-  int number_bytes;
+  int element_bytes;
   int groups, splits, tiles, turns, blocks, batch;  // of CnnlstmPlan
 
-  int per_unit;                   // numbers that a unit puts into a row of the tile
+  int per_unit;                   // values of a unit in a row of the tile
   int units;                      // of all blocks, those beyond H included
   int warps;                      // of a block
   int vectors;                    // of 16 bytes of weights that a lane holds
   int read_bytes;                 // of a row that the warps read in a turn
   int row_bytes;                  // of a tile; of a stream, what a turn reads of it
   int buffers;                    // tiles; the first lies at 0
-  int ring_at;                    // gate inputs that are under way, 16 bytes for each cell and stage; of a
+  int ring_at;                    // gate inputs that are in flight, 16 bytes for each cell and stage; of a
                                   // stream a StreamedState for each cell
   int bias_at;                    // both biases of each unit, summed up
   int partial_at, partial_bytes;  // float32 sums of warps that share a group
@@ -61,7 +61,7 @@ struct Layout {
   // Words of a grid or stream: each carries 4 bytes of a row and the number of its step, and there are two
   // planes.
   int64_t words_of_tile() const {
-    return grid || stream ? int64_t{2} * kSequences * batch * units * per_unit * number_bytes / 4 : 0;
+    return grid || stream ? int64_t{2} * kSequences * batch * units * per_unit * element_bytes / 4 : 0;
   }
   // Global memory that the launches of a pass need: packed weights, then words.
   int64_t exchange_bytes(int64_t D, int64_t batch_tiles) const {
@@ -69,13 +69,13 @@ struct Layout {
   }
 };
 
-constexpr Layout layout_of(const CnnlstmPlan& plan, bool backward, int number) {
+constexpr Layout layout_of(const CnnlstmPlan& plan, bool backward, int compute_type) {
   Layout layout = {};
   layout.backward = backward;
-  layout.cluster = plan.way == CNNLSTM_CLUSTER;
-  layout.grid = plan.way == CNNLSTM_GRID;
-  layout.stream = plan.way == CNNLSTM_STREAM;
-  layout.number_bytes = number_bytes_of(number);
+  layout.cluster = plan.algorithm == CNNLSTM_PERSISTENT_CLUSTER;
+  layout.grid = plan.algorithm == CNNLSTM_PERSISTENT_GRID;
+  layout.stream = plan.algorithm == CNNLSTM_STREAMING;
+  layout.element_bytes = element_bytes_of(compute_type);
   layout.groups = plan.groups;
   layout.splits = plan.splits;
   layout.tiles = plan.tiles;
@@ -89,7 +89,7 @@ constexpr Layout layout_of(const CnnlstmPlan& plan, bool backward, int number) {
   layout.vectors = 2 * plan.tiles;
   // A backward warp holds twice the pieces for half the rows, and there are twice as many parts.
   layout.read_bytes = plan.splits * plan.tiles * kPiece * layout.per_unit;
-  const int written = layout.stream ? 0 : layout.units * layout.per_unit * layout.number_bytes;
+  const int written = layout.stream ? 0 : layout.units * layout.per_unit * layout.element_bytes;
   const int row = layout.read_bytes > written ? layout.read_bytes : written;
   layout.row_bytes = static_cast<int>(round_up(row, 128)) + 16;
   // In a grid a barrier lies between the product and the next tile's arrival.

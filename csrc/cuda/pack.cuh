@@ -1,12 +1,12 @@
 // W_hh as the warps of a pass hold it in registers, laid out in global memory: the kernels then load vectors
-// that lie beside each other, without a mask, an address or a conversion for each number, for all of which
-// they have no registers.
+// that lie beside each other, and need no mask, address or conversion for each value, for which they have no
+// registers.
 #pragma once
 
+#include "cuda/compute_types.cuh"
 #include "cuda/device.cuh"
 #include "cuda/fragments.h"
 #include "cuda/launch.h"
-#include "cuda/numbers.cuh"
 #include "cuda/product.cuh"
 
 namespace cnnlstm {
@@ -28,13 +28,13 @@ struct PackArguments {
 };
 
 // kTiles of the plan; block (unit block and warp, turn, direction), a thread for each vector and lane.
-template <class Number, bool kBackward, int kTiles>
+template <class ComputeType, bool kBackward, int kTiles>
 struct Pack {
-  using T = typename Number::Stored;
+  using T = typename ComputeType::Stored;
   using Arguments = PackArguments;
   static constexpr int kThreads = 2 * kTiles * 32;
   static constexpr bool kCluster = false;
-  using WarpProduct = Product<Number, kBackward ? 2 : 4, kBackward ? 2 * kTiles : kTiles>;
+  using WarpProduct = Product<ComputeType, kBackward ? 2 : 4, kBackward ? 2 * kTiles : kTiles>;
   static_assert(WarpProduct::kVectors == 2 * kTiles, "Layout::vectors");
 
   template <class F>
@@ -52,25 +52,24 @@ struct Pack {
     const int group = warp % layout.groups, part = warp / layout.groups;
     const int64_t H = arguments.H;
     const T* const weight_hh = static_cast<const T*>(arguments.weight_hh[direction]);
-    const auto number = [&](int gate, int64_t unit, int64_t k) {
+    const auto weight = [&](int gate, int64_t unit, int64_t k) {
       return unit < H && k < H ? device::load(weight_hh + (gate * H + unit) * H + k)
                                : device::from_float<T>(0);
     };
-    constexpr int kPart =
-        (kBackward ? 2 : 1) * kTiles * kPiece / static_cast<int>(sizeof(T));  // numbers of k
+    constexpr int kPart = (kBackward ? 2 : 1) * kTiles * kPiece / static_cast<int>(sizeof(T));  // values of k
     uint4 packed;
     if constexpr (kBackward) {
       // Row: one of the 16 units of two groups; k: gate and unit of a gate gradient. Which part of k:
-      // forward.cuh's mirror.
+      // the mirror image of forward.cuh.
       const int first = (block * layout.groups + group / 2 * 2) * kGroup + place_in_d(lane, 0).row;
       const int begin = ((turn * layout.splits + part) * 2 + group % 2) * kPart;
       packed = WarpProduct::pack(
-          lane, vector, [&](int row, int k) { return number(k % 4, (begin + k) / 4, first + row * kGroup); });
+          lane, vector, [&](int row, int k) { return weight(k % 4, (begin + k) / 4, first + row * kGroup); });
     } else {
       const int unit = (block * layout.groups + group) * kGroup + place_in_d(lane, 0).row;
       const int begin = (turn * layout.splits + part) * kPart;
       packed =
-          WarpProduct::pack(lane, vector, [&](int gate, int k) { return number(gate, unit, begin + k); });
+          WarpProduct::pack(lane, vector, [&](int gate, int k) { return weight(gate, unit, begin + k); });
     }
     const int64_t at = packed_at(layout, direction, block, warp, lane) + turn * packed_turn(layout);
     device::store(arguments.packed + at + vector * 32, packed);

@@ -14,38 +14,40 @@ constexpr int kMostTilesAtOnce = 65535;  // of a grid's second dimension
 constexpr int kTiles = 8;                // where warps share a sum
 
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
-bool narrow(int number) { return number == CNNLSTM_BFLOAT16 || number == CNNLSTM_FLOAT16; }
+bool narrow(int compute_type) { return compute_type == CNNLSTM_BFLOAT16 || compute_type == CNNLSTM_FLOAT16; }
 
 // A pass over one layer on a GPU.
 struct Pass {
   const CnnlstmGpu& gpu;
   bool backward;
-  int number;
+  int compute_type;
   int64_t H, B;
   int D;
 
   bool valid() const {
     constexpr int64_t kMost = INT_MAX - kSequences;
-    return H >= 1 && H <= kMost && B >= 1 && B <= kMost && (D == 1 || D == 2) && number >= CNNLSTM_FLOAT32 &&
-           number <= CNNLSTM_FLOAT16;
+    return H >= 1 && H <= kMost && B >= 1 && B <= kMost && (D == 1 || D == 2) &&
+           compute_type >= CNNLSTM_FLOAT32 && compute_type <= CNNLSTM_FLOAT16;
   }
-  int64_t numbers() const { return backward ? 4 : 1; }  // that a unit puts into the product
-  int most_warps() const { return most_threads(number) / 32; }
-  int64_t pieces() const { return ceil_div(H * number_bytes_of(number), kPiece); }  // of a row of weights
+  int64_t per_unit() const { return backward ? 4 : 1; }  // values of a unit in the product
+  int most_warps() const { return most_threads(compute_type) / 32; }
+  int64_t pieces() const {
+    return ceil_div(H * element_bytes_of(compute_type), kPiece);
+  }  // of a row of weights
   int batch_tiles(int batch) const { return static_cast<int>(ceil_div(B, batch * kSequences)); }
 };
 
 // The blocks of these wait for each other: all have to run at once, one on each SM.
-bool waits(int way) { return way == CNNLSTM_GRID || way == CNNLSTM_STREAM; }
+bool waits(int algorithm) { return algorithm == CNNLSTM_PERSISTENT_GRID || algorithm == CNNLSTM_STREAMING; }
 
 // Returns whether it fits.
-bool add(const Pass& pass, int way, int64_t groups, int64_t splits, int tiles, int64_t turns, int64_t blocks,
-         int batch, std::vector<CnnlstmPlan>& found) {
+bool add(const Pass& pass, int algorithm, int64_t groups, int64_t splits, int tiles, int64_t turns,
+         int64_t blocks, int batch, std::vector<CnnlstmPlan>& found) {
   if (pass.backward) groups = round_up(groups, 2);
   if (groups * splits > pass.most_warps()) return false;
-  if (waits(way) && blocks * pass.D > pass.gpu.multiprocessors) return false;
+  if (waits(algorithm) && blocks * pass.D > pass.gpu.multiprocessors) return false;
   CnnlstmPlan plan = {};
-  plan.way = way;
+  plan.algorithm = algorithm;
   plan.groups = static_cast<int>(groups);
   plan.splits = static_cast<int>(splits);
   plan.tiles = tiles;
@@ -53,10 +55,10 @@ bool add(const Pass& pass, int way, int64_t groups, int64_t splits, int tiles, i
   plan.blocks = static_cast<int>(blocks);
   plan.batch = batch;
   plan.batch_tiles = pass.batch_tiles(batch);
-  const int most = waits(way) ? pass.gpu.multiprocessors / (plan.blocks * pass.D) : kMostTilesAtOnce;
+  const int most = waits(algorithm) ? pass.gpu.multiprocessors / (plan.blocks * pass.D) : kMostTilesAtOnce;
   plan.tiles_at_once = std::min({plan.batch_tiles, most, kMostTilesAtOnce});
   plan.threads = 32 * plan.groups * plan.splits;
-  const Layout layout = layout_of(plan, pass.backward, pass.number);
+  const Layout layout = layout_of(plan, pass.backward, pass.compute_type);
   plan.shared_bytes = layout.shared_bytes;
   plan.exchange_bytes = layout.exchange_bytes(pass.D, plan.batch_tiles);
   if (plan.shared_bytes > pass.gpu.shared_bytes) return false;
@@ -64,13 +66,13 @@ bool add(const Pass& pass, int way, int64_t groups, int64_t splits, int tiles, i
   return true;
 }
 
-// As many warps as there may be for these groups of a block, and as large a batch tile as has cells for them
-// and fits.
+// As many warps as these groups of a block may have, and the largest batch tile that gives them cells and
+// fits.
 void add_stream(const Pass& pass, int64_t of_block, std::vector<CnnlstmPlan>& found) {
   const int64_t groups = ceil_div(pass.H, kGroup), splits = pass.most_warps() / of_block;
   const int64_t turns = ceil_div(pass.pieces(), splits * kStreamTiles);
   int64_t batch = std::min<int64_t>({kMostBatch, splits / 2, pass.batch_tiles(1)});
-  while (batch > 0 && !add(pass, CNNLSTM_STREAM, of_block, splits, kStreamTiles, turns,
+  while (batch > 0 && !add(pass, CNNLSTM_STREAMING, of_block, splits, kStreamTiles, turns,
                            ceil_div(groups, of_block), static_cast<int>(batch), found))
     --batch;
 }
@@ -80,19 +82,20 @@ std::vector<CnnlstmPlan> fitting(const Pass& pass) {
   const int64_t groups = ceil_div(pass.H, kGroup);
   const int64_t pieces = pass.pieces();
   if (pieces <= kTiles)
-    add(pass, CNNLSTM_BLOCK, groups, 1, pieces <= kTiles / 2 ? kTiles / 2 : kTiles, 1, 1, 1, found);
+    add(pass, CNNLSTM_PERSISTENT_BLOCK, groups, 1, pieces <= kTiles / 2 ? kTiles / 2 : kTiles, 1, 1, 1,
+        found);
   const int64_t splits = std::max<int64_t>(2, ceil_div(pieces, kTiles));
   if (pass.gpu.sm >= 90)
     for (int blocks = 2; blocks <= pass.gpu.largest_cluster; blocks *= 2)
-      add(pass, CNNLSTM_CLUSTER, ceil_div(groups, blocks), splits, kTiles, 1, blocks, 1, found);
+      add(pass, CNNLSTM_PERSISTENT_CLUSTER, ceil_div(groups, blocks), splits, kTiles, 1, blocks, 1, found);
   const int least = pass.backward ? 2 : 1;  // groups of a block
   for (int64_t of_block = least; of_block < groups && of_block * splits <= pass.most_warps();
        of_block += least)
-    add(pass, CNNLSTM_GRID, of_block, splits, kTiles, 1, ceil_div(groups, of_block), 1, found);
+    add(pass, CNNLSTM_PERSISTENT_GRID, of_block, splits, kTiles, 1, ceil_div(groups, of_block), 1, found);
   for (int64_t of_block = least; of_block < groups && 2 * of_block <= pass.most_warps(); of_block += least)
     add_stream(pass, of_block, found);
   CnnlstmPlan step = {};
-  step.way = CNNLSTM_STEP;
+  step.algorithm = CNNLSTM_PER_STEP;
   step.batch = 1;
   step.batch_tiles = step.tiles_at_once = pass.batch_tiles(1);
   found.push_back(step);
@@ -101,9 +104,9 @@ std::vector<CnnlstmPlan> fitting(const Pass& pass) {
 
 // What a step of a plan has to do, in nanoseconds.
 struct Work {
-  double product, cells, exchange, rows;  // what keeps the parts of an SM busy
-  double waiting;                         // latencies that nothing hides
-  double issue;                           // what keeps the CPU busy
+  double product, cells, exchange, rows;  // throughput of the parts of an SM
+  double waiting;                         // latencies that are not hidden
+  double issue;                           // time of the CPU
   int64_t rounds;                         // of as many tiles as run at once
 };
 
@@ -111,34 +114,37 @@ double send_latency(const CnnlstmCosts& costs, int blocks) {
   return blocks <= 2 ? costs.send_2 : blocks <= 4 ? costs.send_4 : blocks <= 8 ? costs.send_8 : costs.send_16;
 }
 
-double piece_time(const CnnlstmCosts& costs, int number) {
-  return number == CNNLSTM_FLOAT32 ? costs.piece_float32
-         : number == CNNLSTM_TF32  ? costs.piece_tf32
-                                   : costs.piece_16;
+double piece_time(const CnnlstmCosts& costs, int compute_type) {
+  return compute_type == CNNLSTM_FLOAT32 ? costs.piece_float32
+         : compute_type == CNNLSTM_TF32  ? costs.piece_tf32
+                                         : costs.piece_16;
 }
 
 // Special functions of a cell: sigmoid is tanh of a half in bfloat16, else 2^x and a reciprocal, like tanh
 // (cell.cuh).
 int special_functions(const Pass& pass) {
-  const int each = pass.number == CNNLSTM_BFLOAT16 ? 1 : 2;
+  const int each = pass.compute_type == CNNLSTM_BFLOAT16 ? 1 : 2;
   return each * (pass.backward ? 1 : 5);
 }
 
 // Bytes of global memory that a cell has in the rows of a call, at the least: forward gate inputs and h;
 // backward gates, c and the gradients of the gates.
 int row_bytes(const Pass& pass) {
-  const int bytes = number_bytes_of(pass.number);
+  const int bytes = element_bytes_of(pass.compute_type);
   return pass.backward ? 9 * bytes : 4 * static_cast<int>(sizeof(float)) + bytes;
 }
 
 Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
   const CnnlstmCosts& costs = pass.gpu.costs;
-  const Layout layout = layout_of(plan, pass.backward, pass.number);
-  const bool grid = plan.way == CNNLSTM_GRID, cluster = plan.way == CNNLSTM_CLUSTER;
+  const Layout layout = layout_of(plan, pass.backward, pass.compute_type);
+  const bool grid = plan.algorithm == CNNLSTM_PERSISTENT_GRID,
+             cluster = plan.algorithm == CNNLSTM_PERSISTENT_CLUSTER;
 
-  // Tiles that share an SM hide each other's latencies. An SM has 65536 registers. A thread takes 128 of
-  // them, and more where the weights of a float32 block need them.
-  const int registers = plan.way == CNNLSTM_BLOCK && plan.tiles == kTiles && !narrow(pass.number) ? 152 : 128;
+  // Tiles that share an SM hide each other's latencies. An SM has 65536 registers. A thread takes 128, and
+  // more where the weights of a float32 block need them.
+  const int registers =
+      plan.algorithm == CNNLSTM_PERSISTENT_BLOCK && plan.tiles == kTiles && !narrow(pass.compute_type) ? 152
+                                                                                                       : 128;
   const int64_t resident =
       std::min<int64_t>(65536 / (registers * plan.threads), pass.gpu.shared_bytes / plan.shared_bytes);
   const int64_t room = grid ? 1 : std::max<int64_t>(1, resident);
@@ -150,7 +156,7 @@ Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
 
   const int warps = plan.groups * plan.splits;
   const int64_t cells = int64_t{plan.groups} * kGroup * kSequences;
-  const int64_t tile = layout.units * kSequences * pass.numbers() * number_bytes_of(pass.number);
+  const int64_t tile = layout.units * kSequences * pass.per_unit() * element_bytes_of(pass.compute_type);
   // Rows of b that each of the warp's products reads: a backward warp has half the rows of a, and twice the
   // pieces.
   const int64_t read = int64_t{warps} * plan.tiles * kPiece * kSequences * (pass.backward ? 2 : 1);
@@ -161,7 +167,7 @@ Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
   Work work = {};
   work.rounds = rounds;
   work.product =
-      sharing * std::max(warps * 2 * plan.tiles * piece_time(costs, pass.number), read / costs.shared);
+      sharing * std::max(warps * 2 * plan.tiles * piece_time(costs, pass.compute_type), read / costs.shared);
   work.cells =
       sharing * (cells * special_functions(pass) * costs.special + 2 * layout.partial_bytes / costs.shared);
   work.rows = sharing * cells * row_bytes(pass) / l2;
@@ -175,7 +181,7 @@ Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
 // All SMs read all weights, one tile's words each, and wait in every turn for what they read.
 Work streamed(const Pass& pass, const CnnlstmPlan& plan) {
   const CnnlstmCosts& costs = pass.gpu.costs;
-  const Layout layout = layout_of(plan, pass.backward, pass.number);
+  const Layout layout = layout_of(plan, pass.backward, pass.compute_type);
   const int64_t blocks = int64_t{plan.blocks} * pass.D * plan.tiles_at_once;
   const double l2 = std::min(costs.l2_sm, costs.l2 / blocks);
   const double packed = layout.packed_bytes(pass.D);
@@ -188,11 +194,11 @@ Work streamed(const Pass& pass, const CnnlstmPlan& plan) {
 
   Work work = {};
   work.rounds = ceil_div(plan.batch_tiles, plan.tiles_at_once);
-  work.product = std::max(warp_pieces * piece_time(costs, pass.number), read / costs.shared);
+  work.product = std::max(warp_pieces * piece_time(costs, pass.compute_type), read / costs.shared);
   work.cells = cells * special_functions(pass) * costs.special + 2 * layout.partial_bytes / costs.shared;
   work.rows = cells * row_bytes(pass) / l2;
   work.exchange = packed / (plan.blocks * pass.D) / memory +
-                  2.0 * sequences * layout.units * layout.per_unit * layout.number_bytes / l2;
+                  2.0 * sequences * layout.units * layout.per_unit * layout.element_bytes / l2;
   // a word takes a store and a load to arrive, every later turn another load
   work.waiting = plan.turns * (costs.block_barrier + plan.tiles / 2 * costs.piece_latency) +
                  (plan.turns + 1) / 2.0 * costs.word + costs.cell_latency + costs.block_barrier;
@@ -201,11 +207,11 @@ Work streamed(const Pass& pass, const CnnlstmPlan& plan) {
 
 Work by_step(const Pass& pass) {
   const CnnlstmCosts& costs = pass.gpu.costs;
-  const double weights = 4.0 * pass.H * pass.H * number_bytes_of(pass.number) * pass.D;
+  const double weights = 4.0 * pass.H * pass.H * element_bytes_of(pass.compute_type) * pass.D;
   const double operations = 8.0 * pass.H * pass.H * pass.B * pass.D;
-  // A library's products of float32 obey a switch of their own, which is off unless the user turns it on.
-  const double rate = narrow(pass.number) ? costs.gemm_16 : costs.gemm_float32;
-  const int sums = pass.backward ? 1 : 4;  // float32 numbers that the product leaves for a cell
+  // TF32 in a library's float32 products has a switch of its own, which is off by default.
+  const double rate = narrow(pass.compute_type) ? costs.gemm_16 : costs.gemm_float32;
+  const int sums = pass.backward ? 1 : 4;  // float32 values that the product writes for a cell
   const double cells = static_cast<double>(pass.B) * pass.H * pass.D;
   Work work = {};
   work.rounds = 1;
@@ -219,17 +225,17 @@ Work by_step(const Pass& pass) {
 }
 
 Work work_of(const Pass& pass, const CnnlstmPlan& plan) {
-  switch (plan.way) {
-    case CNNLSTM_STEP:
+  switch (plan.algorithm) {
+    case CNNLSTM_PER_STEP:
       return by_step(pass);
-    case CNNLSTM_STREAM:
+    case CNNLSTM_STREAMING:
       return streamed(pass, plan);
     default:
       return persistent(pass, plan);
   }
 }
 
-// Rows come and go beside all else, which happens one after the other; the CPU is ahead of the GPU.
+// Rows are loaded and stored concurrently with everything else, which is sequential; the CPU runs ahead.
 double seconds(const Work& work) {
   return 1e-9 * work.rounds *
          std::max({work.waiting + work.product + work.cells + work.exchange, work.rows, work.issue});
@@ -242,38 +248,38 @@ double floor_seconds(const Work& work) {
 
 }  // namespace
 
-extern "C" int cnnlstm_plans(const CnnlstmGpu* gpu, int backward, int number, int64_t H, int64_t B, int D,
-                             CnnlstmPlan* plans, int capacity) {
-  const Pass pass{*gpu, backward != 0, number, H, B, D};
+extern "C" int cnnlstm_plans(const CnnlstmGpu* gpu, int backward, int compute_type, int64_t H, int64_t B,
+                             int D, CnnlstmPlan* plans, int capacity) {
+  const Pass pass{*gpu, backward != 0, compute_type, H, B, D};
   if (!pass.valid()) return -1;
   const std::vector<CnnlstmPlan> found = fitting(pass);
   std::copy_n(found.begin(), std::min<size_t>(found.size(), std::max(capacity, 0)), plans);
   return static_cast<int>(found.size());
 }
 
-extern "C" int cnnlstm_plan(const CnnlstmGpu* gpu, int backward, int number, int64_t H, int64_t B, int D,
-                            CnnlstmPlan* plan) {
-  const Pass pass{*gpu, backward != 0, number, H, B, D};
+extern "C" int cnnlstm_plan(const CnnlstmGpu* gpu, int backward, int compute_type, int64_t H, int64_t B,
+                            int D, CnnlstmPlan* plan) {
+  const Pass pass{*gpu, backward != 0, compute_type, H, B, D};
   if (!pass.valid()) return -1;
   const std::vector<CnnlstmPlan> found = fitting(pass);
-  // One block that holds all weights leaves the other SMs alone and waits for nobody: others have to promise
-  // a third less.
+  // One block that holds all weights occupies one SM and waits for no other block: other plans have to be
+  // expected to be a third faster.
   const auto weighed = [&](const CnnlstmPlan& candidate) {
-    return seconds(work_of(pass, candidate)) * (candidate.way == CNNLSTM_BLOCK ? 2 : 3);
+    return seconds(work_of(pass, candidate)) * (candidate.algorithm == CNNLSTM_PERSISTENT_BLOCK ? 2 : 3);
   };
   *plan = *std::min_element(found.begin(), found.end(),
                             [&](const auto& a, const auto& b) { return weighed(a) < weighed(b); });
   return 0;
 }
 
-extern "C" double cnnlstm_step_seconds(const CnnlstmGpu* gpu, int backward, int number, int64_t H, int64_t B,
-                                       int D, const CnnlstmPlan* plan) {
-  return seconds(work_of({*gpu, backward != 0, number, H, B, D}, *plan));
+extern "C" double cnnlstm_step_seconds(const CnnlstmGpu* gpu, int backward, int compute_type, int64_t H,
+                                       int64_t B, int D, const CnnlstmPlan* plan) {
+  return seconds(work_of({*gpu, backward != 0, compute_type, H, B, D}, *plan));
 }
 
-extern "C" double cnnlstm_step_floor_seconds(const CnnlstmGpu* gpu, int backward, int number, int64_t H,
+extern "C" double cnnlstm_step_floor_seconds(const CnnlstmGpu* gpu, int backward, int compute_type, int64_t H,
                                              int64_t B, int D, const CnnlstmPlan* plan) {
-  return floor_seconds(work_of({*gpu, backward != 0, number, H, B, D}, *plan));
+  return floor_seconds(work_of({*gpu, backward != 0, compute_type, H, B, D}, *plan));
 }
 
 }  // namespace cnnlstm

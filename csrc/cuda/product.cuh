@@ -4,36 +4,36 @@
 // are vectors of 16 bytes, which pack.cuh lays beside each other in global memory before a kernel loads them.
 #pragma once
 
+#include "cuda/compute_types.cuh"
 #include "cuda/device.cuh"
 #include "cuda/fragments.h"
-#include "cuda/numbers.cuh"
 
 namespace cnnlstm {
 
-template <class Number, int kRows, int kPieces>
+template <class ComputeType, int kRows, int kPieces>
 class TensorProduct {
  public:
-  using T = typename Number::Stored;
+  using T = typename ComputeType::Stored;
 
   static constexpr int kVectors = kRows / 2 * kPieces;
 
-  // A lane's vector, of which weight(row, k) gives the number at the lane's row and place k of the warp's
+  // A lane's vector, of which weight(row, k) gives the value at the lane's row and place k of the warp's
   // part.
   template <class Weight>
   CNNLSTM_DEVICE static uint4 pack(int lane, int vector, Weight weight) {
-    constexpr int kNumbers = 4 / sizeof(T);
+    constexpr int kValues = 4 / sizeof(T);
     const int m = vector / kPieces, p = vector % kPieces;
-    T numbers[4][kNumbers];
+    T values[4][kValues];
     CNNLSTM_UNROLL
     for (int r = 0; r < 4; ++r) {
       CNNLSTM_UNROLL
-      for (int n = 0; n < kNumbers; ++n) {
+      for (int n = 0; n < kValues; ++n) {
         const int k = (p * kPiece + place_in_a(lane, r).column) / static_cast<int>(sizeof(T)) + n;
-        numbers[r][n] = Number::factor(weight(2 * m + (r & 1), k));
+        values[r][n] = ComputeType::factor(weight(2 * m + (r & 1), k));
       }
     }
     uint4 packed;
-    __builtin_memcpy(&packed, numbers, sizeof packed);
+    __builtin_memcpy(&packed, values, sizeof packed);
     return packed;
   }
 
@@ -54,7 +54,7 @@ class TensorProduct {
                                float (&sums)[2 * kRows]) const {
     const Place place = place_of_matrix_row(lane);
     const char* const rows = part + place.row * row_bytes + place.column;
-    // even and odd pieces apart: one chain of sums would wait twice as long for itself
+    // Separate sums of even and odd pieces: one chain of dependent sums would take twice as long.
     float chains[2][kProducts][4] = {};
     CNNLSTM_UNROLL
     for (int m = 0; m < kProducts; ++m) {
@@ -91,9 +91,9 @@ class ExactProduct {
   template <class Weight>
   CNNLSTM_DEVICE static uint4 pack(int lane, int vector, Weight weight) {
     const int row = vector / kPairs, k = (2 * kPiece * (vector % kPairs) + exact_byte(lane)) / 4;
-    const float numbers[4] = {weight(row, k), weight(row, k + 1), weight(row, k + 2), weight(row, k + 3)};
+    const float values[4] = {weight(row, k), weight(row, k + 1), weight(row, k + 2), weight(row, k + 3)};
     uint4 packed;
-    __builtin_memcpy(&packed, numbers, sizeof packed);
+    __builtin_memcpy(&packed, values, sizeof packed);
     return packed;
   }
 
@@ -111,8 +111,8 @@ class ExactProduct {
   CNNLSTM_DEVICE void multiply(int lane, const char* part, int64_t row_bytes,
                                float (&sums)[2 * kRows]) const {
     const char* const rows = part + exact_byte(lane);
-    // Two columns at a time, those of one of a unit's four lanes: sums of more would need more registers than
-    // there are.
+    // Two columns at a time, those of one of a unit's four lanes: sums of more would exceed the
+    // registers.
     CNNLSTM_NO_UNROLL
     for (int q = 0; q < 4; ++q) {
       float partial[kRows][2] = {};
@@ -149,15 +149,15 @@ class ExactProduct {
   float weights_[kRows][kPairs][4];
 };
 
-template <class Number, int kRows, int kPieces>
+template <class ComputeType, int kRows, int kPieces>
 struct ChosenProduct {
-  using Type = TensorProduct<Number, kRows, kPieces>;
+  using Type = TensorProduct<ComputeType, kRows, kPieces>;
 };
 template <int kRows, int kPieces>
 struct ChosenProduct<Exact, kRows, kPieces> {
   using Type = ExactProduct<kRows, kPieces>;
 };
-template <class Number, int kRows, int kPieces>
-using Product = typename ChosenProduct<Number, kRows, kPieces>::Type;
+template <class ComputeType, int kRows, int kPieces>
+using Product = typename ChosenProduct<ComputeType, kRows, kPieces>::Type;
 
 }  // namespace cnnlstm

@@ -13,7 +13,7 @@ void require(bool right, const std::string& message) {
   if (!right) throw std::runtime_error(message);
 }
 
-// Rows, sequences and units have 32-bit numbers in the kernels.
+// Rows, sequences and units have 32-bit indices in the kernels.
 bool fits(int64_t n) { return n > 0 && n <= std::numeric_limits<int32_t>::max(); }
 
 void check_layer(int D, int64_t H) {
@@ -37,28 +37,28 @@ void check_steps(const CnnlstmForward& pass) {
               std::to_string(pass.end));
 }
 
-// Calls f with the way of a plan as a type.
+// Calls f with the algorithm of a plan as an integral constant.
 template <class F>
-void with_way(const CnnlstmPlan& plan, F f) {
-  switch (plan.way) {
-    case CNNLSTM_BLOCK:
-      return f(std::integral_constant<int, CNNLSTM_BLOCK>());
-    case CNNLSTM_CLUSTER:
-      return f(std::integral_constant<int, CNNLSTM_CLUSTER>());
-    case CNNLSTM_GRID:
-      return f(std::integral_constant<int, CNNLSTM_GRID>());
-    case CNNLSTM_STREAM:
-      return f(std::integral_constant<int, CNNLSTM_STREAM>());
+void with_algorithm(const CnnlstmPlan& plan, F f) {
+  switch (plan.algorithm) {
+    case CNNLSTM_PERSISTENT_BLOCK:
+      return f(std::integral_constant<int, CNNLSTM_PERSISTENT_BLOCK>());
+    case CNNLSTM_PERSISTENT_CLUSTER:
+      return f(std::integral_constant<int, CNNLSTM_PERSISTENT_CLUSTER>());
+    case CNNLSTM_PERSISTENT_GRID:
+      return f(std::integral_constant<int, CNNLSTM_PERSISTENT_GRID>());
+    case CNNLSTM_STREAMING:
+      return f(std::integral_constant<int, CNNLSTM_STREAMING>());
   }
-  throw std::runtime_error("plan: its way has no kernel of its own");
+  throw std::runtime_error("plan: its algorithm has no kernel of its own");
 }
 
 // A plan for these sizes: no kernel may reach beyond its shared memory or its words.
 template <bool kBackward>
 void check_plan(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, const void* exchange) {
-  const Layout layout = layout_of(plan, kBackward, pass.number);
-  const int64_t part = int64_t{plan.tiles} * kPiece / layout.number_bytes;
-  const bool block = plan.way == CNNLSTM_BLOCK, stream = plan.way == CNNLSTM_STREAM;
+  const Layout layout = layout_of(plan, kBackward, pass.compute_type);
+  const int64_t part = int64_t{plan.tiles} * kPiece / layout.element_bytes;
+  const bool block = plan.algorithm == CNNLSTM_PERSISTENT_BLOCK, stream = plan.algorithm == CNNLSTM_STREAMING;
   const int sequences = kSequences * plan.batch;
   require(
       plan.groups > 0 && plan.splits > 0 && plan.blocks > 0 && plan.turns > 0 && plan.batch > 0 &&
@@ -68,7 +68,7 @@ void check_plan(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, const vo
                   : (plan.tiles == 8 || (block && plan.tiles == 4)) && plan.turns == 1 && plan.batch == 1) &&
           (block ? plan.splits == 1 && plan.blocks == 1 : plan.splits > 1) &&
           (!kBackward || plan.groups % 2 == 0) && plan.threads == 32 * plan.groups * plan.splits &&
-          plan.threads <= most_threads(pass.number) && plan.shared_bytes == layout.shared_bytes &&
+          plan.threads <= most_threads(pass.compute_type) && plan.shared_bytes == layout.shared_bytes &&
           plan.tiles_at_once > 0 && plan.batch_tiles == (pass.rows.B + sequences - 1) / sequences &&
           plan.exchange_bytes == layout.exchange_bytes(pass.D, plan.batch_tiles),
       "plan: it is not one of this pass's");
@@ -78,9 +78,9 @@ void check_plan(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, const vo
 template <bool kBackward>
 void run(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* exchange, void* stream) {
   check_sizes(pass);
-  with_way(plan, [&](auto way) {
+  with_algorithm(plan, [&](auto algorithm) {
     check_plan<kBackward>(pass, plan, exchange);
-    run_way<decltype(way)::value, kBackward>(pass, plan, exchange, stream);
+    run_algorithm<decltype(algorithm)::value, kBackward>(pass, plan, exchange, stream);
   });
 }
 
@@ -113,13 +113,13 @@ extern "C" int cnnlstm_backward(const CnnlstmBackward* pass, const CnnlstmPlan* 
   return guarded(message, message_size, [&] { run<true>(*pass, *plan, exchange, stream); });
 }
 
-extern "C" int cnnlstm_registers(int backward, int number, const CnnlstmPlan* plan, int* registers,
+extern "C" int cnnlstm_registers(int backward, int compute_type, const CnnlstmPlan* plan, int* registers,
                                  char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
-    with_way(*plan, [&](auto way) {
-      constexpr int kWay = decltype(way)::value;
-      *registers = backward ? registers_of_way<kWay, true>(number, *plan)
-                            : registers_of_way<kWay, false>(number, *plan);
+    with_algorithm(*plan, [&](auto algorithm) {
+      constexpr int kAlgorithm = decltype(algorithm)::value;
+      *registers = backward ? registers_of_algorithm<kAlgorithm, true>(compute_type, *plan)
+                            : registers_of_algorithm<kAlgorithm, false>(compute_type, *plan);
     });
   });
 }
@@ -131,9 +131,9 @@ extern "C" int cnnlstm_forward_step(const CnnlstmForwardStep* step, void* stream
     check_sizes(pass);
     check_steps(pass);
     require(pass.end == pass.begin + 1, "end: expected begin + 1, got " + std::to_string(pass.end));
-    with_number(pass.number, [&](auto number) {
-      launch<ForwardStep<decltype(number)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D), *step,
-                                            stream);
+    with_compute_type(pass.compute_type, [&](auto compute_type) {
+      launch<ForwardStep<decltype(compute_type)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D), *step,
+                                                  stream);
     });
   });
 }
@@ -145,9 +145,9 @@ extern "C" int cnnlstm_backward_step(const CnnlstmBackwardStep* step, void* stre
     check_sizes(pass);
     require(-1 <= step->step && step->step < pass.rows.T,
             "step: expected one of the call or -1, got " + std::to_string(step->step));
-    with_number(pass.number, [&](auto number) {
-      launch<BackwardStep<decltype(number)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D), *step,
-                                             stream);
+    with_compute_type(pass.compute_type, [&](auto compute_type) {
+      launch<BackwardStep<decltype(compute_type)>>(elementwise(pass.rows.B, blocks_for(pass.H), pass.D),
+                                                   *step, stream);
     });
   });
 }
@@ -156,10 +156,10 @@ extern "C" int cnnlstm_entering(const CnnlstmEntering* arguments, void* stream, 
                                 size_t message_size) {
   return guarded(message, message_size, [&] {
     check_sizes(*arguments);
-    with_number(arguments->number, [&](auto number) {
+    with_compute_type(arguments->compute_type, [&](auto compute_type) {
       const LaunchShape shape =
           elementwise(arguments->rows.T, std::min(arguments->rows.B, kMostY), arguments->D);
-      launch<Entering<decltype(number)>>(shape, *arguments, stream);
+      launch<Entering<decltype(compute_type)>>(shape, *arguments, stream);
     });
   });
 }
@@ -170,8 +170,8 @@ extern "C" int cnnlstm_states(const CnnlstmStates* arguments, void* stream, char
     check_layer(arguments->D, arguments->H);
     require(fits(arguments->N),
             "N: expected a number of rows from 1 that fits 32 bits, got " + std::to_string(arguments->N));
-    with_number(arguments->number, [&](auto number) {
-      launch<States<decltype(number)>>(elementwise(arguments->N, 1, arguments->D), *arguments, stream);
+    with_compute_type(arguments->compute_type, [&](auto compute_type) {
+      launch<States<decltype(compute_type)>>(elementwise(arguments->N, 1, arguments->D), *arguments, stream);
     });
   });
 }

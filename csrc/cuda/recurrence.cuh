@@ -1,5 +1,5 @@
-// From a plan to the launches of one way. Each pass of a way is a translation unit of its own
-// (recurrence_block_forward.cu ...), for they take long to compile.
+// From a plan to the launches of one algorithm. Each pass of an algorithm is a translation unit of its own
+// in instantiations/, because each takes long to compile.
 #pragma once
 
 #include <algorithm>
@@ -21,16 +21,16 @@ namespace cnnlstm {
 template <bool kBackward>
 using PassOf = std::conditional_t<kBackward, CnnlstmBackward, CnnlstmForward>;
 
-template <int kWay, bool kBackward>
-void run_way(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* exchange, void* stream);
-// Of each thread of the kernel that run_way launches, on the current device.
-template <int kWay, bool kBackward>
-int registers_of_way(int number, const CnnlstmPlan& plan);
+template <int kAlgorithm, bool kBackward>
+void run_algorithm(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* exchange, void* stream);
+// Of each thread of the kernel that run_algorithm launches, on the current device.
+template <int kAlgorithm, bool kBackward>
+int registers_of_algorithm(int compute_type, const CnnlstmPlan& plan);
 
-// Calls f with the kind of numbers as a type.
+// Calls f with the compute type as a C++ type.
 template <class F>
-void with_number(int number, F f) {
-  switch (number) {
+void with_compute_type(int compute_type, F f) {
+  switch (compute_type) {
     case CNNLSTM_FLOAT32:
       return f(Exact());
     case CNNLSTM_TF32:
@@ -40,44 +40,45 @@ void with_number(int number, F f) {
     case CNNLSTM_FLOAT16:
       return f(Fp16());
   }
-  throw std::runtime_error("number: expected one of CnnlstmNumber, got " + std::to_string(number));
+  throw std::runtime_error("compute_type: expected one of CnnlstmComputeType, got " +
+                           std::to_string(compute_type));
 }
 
 template <class Kernel_, bool kBackward, int kTiles>
 struct Chosen {
   using Kernel = Kernel_;
-  using Packing = Pack<typename Kernel::Number, kBackward, kTiles>;
+  using Packing = Pack<typename Kernel::ComputeType, kBackward, kTiles>;
 };
 
 // Calls f with the kernel of a plan and the one that packs its weights as a type.
-template <int kWay, bool kBackward, class F>
-void with_kernel(int number, const CnnlstmPlan& plan, F f) {
-  with_number(number, [&](auto found) {
-    using Number = decltype(found);
-    if constexpr (kWay == CNNLSTM_STREAM) {
-      f(Chosen<std::conditional_t<kBackward, BackwardStreamed<Number>, ForwardStreamed<Number>>, kBackward,
-               kStreamTiles>());
+template <int kAlgorithm, bool kBackward, class F>
+void with_kernel(int compute_type, const CnnlstmPlan& plan, F f) {
+  with_compute_type(compute_type, [&](auto found) {
+    using ComputeType = decltype(found);
+    if constexpr (kAlgorithm == CNNLSTM_STREAMING) {
+      f(Chosen<std::conditional_t<kBackward, BackwardStreamed<ComputeType>, ForwardStreamed<ComputeType>>,
+               kBackward, kStreamTiles>());
     } else {
       const auto held = [&](auto tiles) {
         constexpr int kTiles = decltype(tiles)::value;
-        constexpr bool kSplit = kWay != CNNLSTM_BLOCK;
-        f(Chosen<std::conditional_t<kBackward, Backward<Number, kWay, kTiles, kSplit>,
-                                    Forward<Number, kWay, kTiles, kSplit>>,
+        constexpr bool kSplit = kAlgorithm != CNNLSTM_PERSISTENT_BLOCK;
+        f(Chosen<std::conditional_t<kBackward, Backward<ComputeType, kAlgorithm, kTiles, kSplit>,
+                                    Forward<ComputeType, kAlgorithm, kTiles, kSplit>>,
                  kBackward, kTiles>());
       };
-      if constexpr (kWay == CNNLSTM_BLOCK)
+      if constexpr (kAlgorithm == CNNLSTM_PERSISTENT_BLOCK)
         if (plan.tiles == 4) return held(std::integral_constant<int, 4>());
       held(std::integral_constant<int, 8>());
     }
   });
 }
 
-// The launches of a pass: packed weights, then batch tiles in as many goes as the plan wants.
+// The launches of a pass: packed weights, then batch tiles, in as many launches as the plan needs.
 template <class Chosen, bool kBackward>
 void launch_tiles(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* exchange, void* stream) {
   using Kernel = typename Chosen::Kernel;
   using Packing = typename Chosen::Packing;
-  const Layout layout = layout_of(plan, kBackward, pass.number);
+  const Layout layout = layout_of(plan, kBackward, pass.compute_type);
   char* const words = static_cast<char*>(exchange) + layout.packed_bytes(pass.D);
 
   PackArguments packing = {};
@@ -112,21 +113,22 @@ void launch_tiles(const PassOf<kBackward>& pass, const CnnlstmPlan& plan, void* 
   }
 }
 
-// A pass of a way, for the file that compiles it.
-#define CNNLSTM_COMPILE_WAY(way, backward)                                                              \
-  template <>                                                                                           \
-  void run_way<way, backward>(const PassOf<backward>& pass, const CnnlstmPlan& plan, void* exchange,    \
-                              void* stream) {                                                           \
-    with_kernel<way, backward>(pass.number, plan, [&](auto chosen) {                                    \
-      launch_tiles<decltype(chosen), backward>(pass, plan, exchange, stream);                           \
-    });                                                                                                 \
-  }                                                                                                     \
-  template <>                                                                                           \
-  int registers_of_way<way, backward>(int number, const CnnlstmPlan& plan) {                            \
-    int found = 0;                                                                                      \
-    with_kernel<way, backward>(                                                                         \
-        number, plan, [&](auto chosen) { found = registers_of<typename decltype(chosen)::Kernel>(); }); \
-    return found;                                                                                       \
+// A pass of an algorithm, for the file that compiles it.
+#define CNNLSTM_COMPILE_ALGORITHM(algorithm, backward)                                           \
+  template <>                                                                                    \
+  void run_algorithm<algorithm, backward>(const PassOf<backward>& pass, const CnnlstmPlan& plan, \
+                                          void* exchange, void* stream) {                        \
+    with_kernel<algorithm, backward>(pass.compute_type, plan, [&](auto chosen) {                 \
+      launch_tiles<decltype(chosen), backward>(pass, plan, exchange, stream);                    \
+    });                                                                                          \
+  }                                                                                              \
+  template <>                                                                                    \
+  int registers_of_algorithm<algorithm, backward>(int compute_type, const CnnlstmPlan& plan) {   \
+    int found = 0;                                                                               \
+    with_kernel<algorithm, backward>(compute_type, plan, [&](auto chosen) {                      \
+      found = registers_of<typename decltype(chosen)::Kernel>();                                 \
+    });                                                                                          \
+    return found;                                                                                \
   }
 
 }  // namespace cnnlstm

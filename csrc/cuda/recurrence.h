@@ -3,7 +3,7 @@
 //
 // Each puts its work on `stream` of the current device and returns at once. Returns 0, or -1 with the reason
 // in `message`: then the results are not to be used. A kernel that waits for more than a second (which no
-// fault-free run does) ends with an error of the stream's. T = 0 or B = 0 are not to be handed over.
+// fault-free run does) ends with a stream error. T and B must not be 0.
 #pragma once
 
 #include <stddef.h>
@@ -16,14 +16,14 @@ extern "C" {
 #endif
 
 // `exchange`: plan->exchange_bytes of the device's memory, 16-byte aligned, of no meaning before and after,
-// not shared with a call on another stream. `plan`: of that pass, its way not CNNLSTM_STEP.
+// not shared with a call on another stream. `plan`: of that pass, its algorithm not CNNLSTM_PER_STEP.
 int cnnlstm_forward(const CnnlstmForward* pass, const CnnlstmPlan* plan, void* exchange, void* stream,
                     char* message, size_t message_size);
 int cnnlstm_backward(const CnnlstmBackward* pass, const CnnlstmPlan* plan, void* exchange, void* stream,
                      char* message, size_t message_size);
 
 // Registers of each thread of the kernel that the plan's pass launches on the current device.
-int cnnlstm_registers(int backward, int number, const CnnlstmPlan* plan, int* registers, char* message,
+int cnnlstm_registers(int backward, int compute_type, const CnnlstmPlan* plan, int* registers, char* message,
                       size_t message_size);
 
 int cnnlstm_forward_step(const CnnlstmForwardStep* step, void* stream, char* message, size_t message_size);

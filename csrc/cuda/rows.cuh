@@ -1,5 +1,5 @@
 // The rows of a call: which sequence has a step at which time, and where it lies. Steps are numbered in a
-// direction's own order. Rows have 32-bit numbers, which the launches see to; elements need 64.
+// direction's own order. Rows have 32-bit indices, which the launches ensure; elements need 64.
 #pragma once
 
 #include "cuda/arguments.h"
@@ -22,7 +22,7 @@ class Rows {
     return rows_.offsets == nullptr ? t * B : static_cast<int>(device::load(rows_.offsets + t));
   }
 
-  // Steps of sequence b. A length that no sequence can have counts as the nearest that one can.
+  // Steps of sequence b. A length out of range is clamped to the nearest valid one.
   CNNLSTM_DEVICE int length(int b) const {
     if (rows_.lengths == nullptr) return T;
     const int64_t length = device::load(rows_.lengths + b);
@@ -32,7 +32,7 @@ class Rows {
   // Whether a sequence of that length has a step s, which may lie outside of 0..T-1.
   CNNLSTM_DEVICE bool active(int s, int length) const { return s >= 0 && s < T && time(s) < length; }
 
-  // Whether the state that enters an active step lives on.
+  // Whether the state that enters an active step is kept, not reset.
   CNNLSTM_DEVICE bool kept(int s, int b, bool active) const {
     return active && (rows_.reset == nullptr || device::load(rows_.reset + int64_t{time(s)} * B + b) == 0);
   }

@@ -1,11 +1,11 @@
-// The recurrent product where the registers of all blocks do not hold W_hh: every step reads it anew.
+// The recurrent product where W_hh does not fit the registers of all blocks: every step reads it again.
 //
-// A block's k comes in turns. A turn's weights are loaded while the block takes in as much of the tile as
-// they are multiplied with; up to kMostBatch times 8 sequences share them. h gets around in the words of a
+// A block processes k in turns. A turn's weights are loaded while the block reads the part of the tile that
+// they are multiplied by; up to kMostBatch times 8 sequences share them. h is exchanged in the words of a
 // grid (exchange.cuh), without a tile of the block's own: the cell's lane writes its words itself, and reads
-// back what others read.
+// back what other blocks read.
 //
-// Tile n, from 1 on, is what enters the n-th product. Two planes of words take turns like a grid's.
+// Tile n, from 1 on, is the input of the n-th product. Two planes of words alternate like a grid's.
 #pragma once
 
 #include "cuda/exchange.cuh"
@@ -15,8 +15,8 @@
 
 namespace cnnlstm {
 
-// The cell of the calling thread. Like all of this file it is worked out anew wherever it is asked for: what
-// a lane keeps while a product is made takes registers from sums and weights.
+// The cell of the calling thread. Like everything in this file it is recomputed at each use: what a lane
+// keeps during a product takes registers from sums and weights.
 class StreamedLane {
  public:
   CNNLSTM_DEVICE StreamedLane(const Layout& layout, const Tiles& tiles) : layout_(layout), tiles_(tiles) {}
@@ -42,11 +42,11 @@ class StreamedLane {
   const Tiles& tiles_;
 };
 
-template <class Number, bool kBackward>
+template <class ComputeType, bool kBackward>
 class StreamedProduct {
-  using T = typename Number::Stored;
+  using T = typename ComputeType::Stored;
   static constexpr int kRows = kBackward ? 2 : 4;
-  using WarpProduct = Product<Number, kRows, (kBackward ? 2 : 1) * kStreamTiles>;
+  using WarpProduct = Product<ComputeType, kRows, (kBackward ? 2 : 1) * kStreamTiles>;
   static constexpr int kPartBytes = (kBackward ? 2 : 1) * kStreamTiles * kPiece;
   static constexpr int kSums = 2 * kRows;
   static constexpr int kUnitBytes =
@@ -63,7 +63,7 @@ class StreamedProduct {
     device::block_barrier();
   }
 
-  // A lane's numbers of its cell into tile n, where there is such a sequence: a whole warp calls it together.
+  // Writes a lane's values of its cell to tile n if the sequence exists. The whole warp calls it together.
   template <class Value>
   CNNLSTM_DEVICE void put(int n, const StreamedLane& lane, const Value& value) const {
     static_assert(sizeof(Value) == kUnitBytes);
@@ -71,13 +71,13 @@ class StreamedProduct {
     send_words(n, lane.unit(), value, lane.sequence() < B_, [&](int i) { return of_row + i; });
   }
 
-  // All threads: the product of tile n, whose sums sum() then finds.
+  // Called by all threads: the product of tile n, whose sums sum() then returns.
   CNNLSTM_DEVICE void multiply(int n) const {
     float sums[kMostBatch][kSums] = {};
     CNNLSTM_NO_UNROLL
     for (int turn = 0; turn < layout_.turns; ++turn) {
       WarpProduct product;
-      // under way while the words are awaited
+      // in flight while the thread waits for the words
       product.load(packed_ +
                    packed_at(layout_, device::anew(device::block_z()), device::anew(device::block_x()),
                              warp(), lane()) +
@@ -113,7 +113,7 @@ class StreamedProduct {
   }
 
  private:
-  // So many words of a thread are on their way at once: a load takes longer than all the rest of a turn.
+  // Words that a thread loads at once: the latency of a load exceeds the rest of a turn.
   static constexpr int kAtOnce = 4;
 
   CNNLSTM_DEVICE static int lane() { return device::anew(device::thread()) % 32; }
@@ -151,7 +151,7 @@ class StreamedProduct {
   CNNLSTM_DEVICE void receive(int n, int turn) const {
     const int run = warp() % layout_.splits, all = sequences();
     const int column = turn * layout_.read_bytes / 4 + run * 32 + lane();
-    // from one of the words that are on their way at once to the next
+    // from one of the words that are loaded at once to the next
     const int columns = kBackward ? layout_.splits * 32 : 0, rows = kBackward ? 0 : layout_.groups;
     CNNLSTM_NO_UNROLL
     for (int sequence = warp() / layout_.splits; sequence < all;

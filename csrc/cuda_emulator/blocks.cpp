@@ -100,7 +100,7 @@ void Blocks::end(Thread& thread) {
   --thread.block->living;
 }
 
-// Called when every thread that has not ended waits.
+// Called when every live thread waits.
 void Blocks::idle() {
   if (!sends_.empty()) return deliver_one();
   if (!stored_ || polling_.empty()) fail_deadlocked();

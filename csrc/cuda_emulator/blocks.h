@@ -1,6 +1,5 @@
-// The blocks that run at once: their threads, what these wait for, and what is under way between them. The
-// functions of machine.h are told of apart: waiting in blocks.cpp, memory in memory.cpp,
-// clusters in cluster.cpp.
+// The resident blocks: their threads, what these wait for, and what is in flight between them. The functions
+// of machine.h are defined by topic: waiting in blocks.cpp, memory in memory.cpp, clusters in cluster.cpp.
 #pragma once
 
 #include <string>
@@ -11,7 +10,7 @@
 
 namespace cnnlstm::emulator {
 
-// 16 bytes that a thread has asked for, and the group of its copies that they belong to.
+// An asynchronous copy of 16 bytes, and the group of the thread's copies that it belongs to.
 struct Copy {
   char* to;
   const char* from;
@@ -49,7 +48,7 @@ struct Warp {
   void* lanes[kLanes];
 };
 
-// An mbarrier. Nobody may look into its 8 bytes of shared memory, so that it need not lie there.
+// An mbarrier. Reading its 8 bytes of shared memory is an error, so its state need not lie there.
 struct Barrier {
   const uint64_t* at;
   int arrivals;  // of a phase
@@ -67,7 +66,7 @@ struct Block {
   std::vector<Barrier> barriers;
 };
 
-// 16 bytes on their way to another block.
+// 16 bytes that are being sent to another block.
 struct Send {
   const Thread* sender;
   Block* to;
@@ -86,16 +85,16 @@ class Blocks {
  public:
   Blocks(const LaunchShape& shape, const std::vector<Array>& arrays, const std::vector<BlockPlace>& places);
 
-  // Until all threads have ended; throws what a thread throws.
+  // Runs until all threads have ended; throws what a thread throws.
   void run(const std::function<void()>& kernel);
 
   Thread& self() { return threads_[fibers_.running()]; }
   void let_others_go_first();
 
-  // The thread goes on when all have come.
+  // The thread continues when all have arrived.
   void meet(Meeting& meeting, const char* where);
   void meet_cluster() { meet(everybody_, "cluster_barrier"); }
-  // The last lane that comes computes for all of them.
+  // The last lane to arrive computes for all of them.
   void meet_warp(const char* what, void* mine, void (*compute)(void* const* lanes));
 
   void check_shared(Access access, const void* at, size_t bytes, size_t alignment);
@@ -127,8 +126,8 @@ class Blocks {
   std::vector<Thread> threads_;
   Meeting everybody_;
   std::vector<Send> sends_;
-  std::vector<Thread*> polling_;  // those that wait for words
-  bool stored_ = false;           // a word, since all of them looked
+  std::vector<Thread*> polling_;  // threads that wait for words
+  bool stored_ = false;           // whether a word was stored since all of them read theirs
   Fibers fibers_;
 };
 

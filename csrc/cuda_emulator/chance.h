@@ -1,4 +1,4 @@
-// Everything that is left to chance when kernels run on the CPU: one generator, one seed.
+// All randomness of kernels that run on the CPU: one generator, one seed.
 #pragma once
 
 #include <stdint.h>
@@ -8,8 +8,8 @@
 #define CNNLSTM_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
-// Starts the generator anew. `switching`, from 0 to 1: how often a thread that touches memory lets another
-// one go first; at barriers and waits threads change all the same.
+// Seeds the generator. `switching`, from 0 to 1: the probability that a thread yields at a memory access; at
+// barriers and waits threads switch in any case.
 CNNLSTM_EXPORT void cnnlstm_emulator_seed(uint64_t seed, double switching);
 }
 
@@ -20,11 +20,11 @@ class Chance {
   void seed(uint64_t seed, double switching);
 
   std::mt19937_64& generator() { return generator_; }
-  // 0 .. n-1; n is far below 2^64, so that the lowest of them are not favoured to speak of
+  // 0 .. n-1; n is far below 2^64, so that the bias towards the lowest values is negligible
   uint64_t below(uint64_t n) { return generator_() % n; }
   bool one_in(uint64_t n) { return below(n) == 0; }
 
-  // Whether a thread that touches memory is to let another go first.
+  // Whether a thread yields at a memory access.
   bool switches() {
     if (--until_switch_ > 0) return false;
     until_switch_ = distance();

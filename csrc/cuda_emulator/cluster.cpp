@@ -45,7 +45,7 @@ void Blocks::arrive(const uint64_t* at, int expected_bytes) {
 
 void Blocks::wait_phase(const uint64_t* at, int parity) {
   Thread& thread = self();
-  // as on the GPU: a phase of this parity has ended while one of the other is under way
+  // as on the GPU: a phase of this parity has ended if the current one has the other parity
   while (barrier(*thread.block, at, thread).phase % 2 == parity) {
     barrier(*thread.block, at, thread).waiting.push_back(&thread);
     wait("wait_phase");
@@ -64,7 +64,7 @@ void Blocks::send(const void* own, uint4 value, const uint64_t* barrier, int ran
                     reinterpret_cast<const uint64_t*>(there(barrier)), value});
 }
 
-// One of what is under way arrives.
+// One of the transfers in flight arrives.
 void Blocks::deliver_one() {
   std::swap(sends_[chance.below(sends_.size())], sends_.back());
   const Send send = sends_.back();

@@ -1,5 +1,5 @@
-// The functions of device.cuh and launch.h on a CPU, for tests without a GPU: each hands over to the machine
-// of machine.h.
+// The functions of device.cuh and launch.h on a CPU, for tests without a GPU: each calls the machine of
+// machine.h.
 #pragma once
 
 #include <math.h>
@@ -44,7 +44,7 @@ T from_float(float x) {
 inline float round_tf32(float x) { return emulator::round_to_bits<11>(x); }
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float reciprocal_fast(float x) { return 1.0f / x; }
-// Not better than the GPU's.
+// No more accurate than the GPU's.
 inline float tanh_fast(float x) { return emulator::round_to_bits<11>(tanhf(x)); }
 
 // A hint for nvcc.
@@ -106,7 +106,7 @@ void store(T* p, T value) {
 inline uint64_t load_word(const uint64_t* p) { return load(p); }
 inline void store_word(uint64_t* p, uint64_t word) { emulator::store_word(p, word); }
 
-// Who waits for ever is found without a clock: nobody can run any more.
+// A deadlock is detected without a clock: no thread can run.
 class Watch {
  public:
   void turn() const { emulator::wait_for_words(); }

@@ -11,8 +11,7 @@ namespace {
 
 using boost::context::fiber;
 
-// Stacks with a page behind them that nobody may touch, kept for the next launch: mapping them takes longer
-// than most kernels run.
+// Stacks with a guard page, kept for the next launch: mapping them takes longer than most kernels run.
 class Stacks {
  public:
   boost::context::stack_context allocate() {

@@ -1,5 +1,5 @@
-// Fibers: many threads of control on one thread, of which one runs until it stops to wait. Who runs next is
-// left to chance.
+// Fibers: many threads of control on one thread, of which one runs until it waits. Which one runs next is
+// random.
 #pragma once
 
 #include <boost/context/fiber.hpp>
@@ -11,20 +11,19 @@ namespace cnnlstm::emulator {
 
 class Fibers {
  public:
-  // Fibers 0 .. count-1, of which every `neighbours` that follow each other belong together.
+  // Fibers 0 .. count-1, of which every `neighbours` consecutive ones form a group.
   Fibers(int count, int neighbours) : neighbours_(neighbours), fibers_(count) { choose_late(); }
   Fibers(const Fibers&) = delete;
   Fibers& operator=(const Fibers&) = delete;
 
-  // Runs body(i) in every fiber i until all have ended. Where all of them wait, `idle` is asked to wake some;
-  // it throws where it cannot. Throws what a fiber or `idle` throws; the fibers that are left are unwound
-  // first.
+  // Runs body(i) in every fiber i until all have ended. When all of them wait, `idle` is called to wake some;
+  // it throws if it cannot. Throws what a fiber or `idle` throws; the remaining fibers are unwound first.
   void run(const std::function<void(int)>& body, const std::function<void()>& idle);
 
   // The three below are called in a fiber.
   int running() const { return running_; }
-  void wait();   // until somebody wakes it
-  void yield();  // others may go first
+  void wait();   // until it is woken
+  void yield();  // others may run first
 
   void wake(int fiber);
 
@@ -44,12 +43,12 @@ class Fibers {
   int running_ = kNobody;
   int living_ = 0;
 
-  // Those that can run. Chance makes some late for a while, warps or whole blocks: they run when nobody else
-  // can. Uniform chance alone would keep all of them near each other.
+  // Those that can run. Some, warps or whole blocks, are delayed at random for a while: they run only when no
+  // other can. A uniform choice alone would keep all of them near each other.
   std::vector<int> ready_, late_;
   uint64_t late_key_;
   int late_group_;
-  uint64_t until_late_;  // calls of next() until others are
+  uint64_t until_late_;  // calls of next() until others are delayed
 };
 
 }  // namespace cnnlstm::emulator

@@ -9,7 +9,7 @@
 namespace cnnlstm::emulator {
 namespace {
 
-// The most that any GPU takes, and for the threads at once what the mappings of their stacks leave room for.
+// The limits of any GPU; for the resident threads, what the mappings of their stacks allow.
 constexpr int kMostThreads = 1024, kMostBlocksYZ = 65535, kMostCluster = 16, kMostAtOnce = 16384;
 constexpr size_t kMostShared = 227 * 1024;
 

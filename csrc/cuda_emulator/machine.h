@@ -1,6 +1,6 @@
-// A GPU on the CPU: the blocks of a launch, whose threads are fibers, and what hardware promises them, with
-// as little more as possible. What it does not promise comes out as chance has it, and what it forbids ends
-// the launch with an error in a sentence.
+// A GPU on the CPU: the blocks of a launch, whose threads are fibers, with the guarantees of the hardware and
+// as few others as possible. What the hardware does not specify is random, and what it forbids ends the
+// launch with an error message.
 //
 // All functions but check_shape and launch are called by a thread of a kernel.
 #pragma once
@@ -24,14 +24,14 @@ struct Array {
   bool writable;
 };
 
-// Throws where no GPU would take a kernel so.
+// Throws if no GPU would accept the launch.
 void check_shape(const LaunchShape& shape, int most_threads, bool makes_clusters);
 
 // Runs a kernel on one launch's blocks, on the calling thread, until it has ended; one launch at a time in a
 // process.
 void launch(const LaunchShape& shape, const std::vector<Array>& arrays, const std::function<void()>& kernel);
 
-// Where the calling thread stands.
+// Indices of the calling thread.
 struct Place {
   int thread, threads;
   int block_x, block_y, block_z;
@@ -43,7 +43,7 @@ void block_barrier();
 void warp_barrier();
 void cluster_barrier();
 
-// In: what a lane brings; out: what it gets.
+// In: the operands of a lane; out: its result.
 void shuffle(ShuffleLane& lane);
 void product(ProductLane& lane);
 void matrices(MatricesLane& lane);
@@ -51,7 +51,7 @@ void matrices(MatricesLane& lane);
 enum class Access { kLoad, kStore, kBarrier };
 
 char* shared_memory();
-// Lets another thread go first, if chance wants it, and checks that the access is allowed.
+// Yields at random, and checks that the access is allowed.
 void touch_shared(Access access, const void* at, size_t bytes, size_t alignment);
 void touch_global(Access access, const void* at, size_t bytes, size_t alignment);
 

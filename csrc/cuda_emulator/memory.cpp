@@ -88,7 +88,7 @@ void touch_global(Access access, const void* at, size_t bytes, size_t alignment)
 void copy_async(void* to_shared, const void* from, bool exists) {
   touch_shared(Access::kStore, to_shared, 16, 16);
   if (exists) blocks->check_global(Access::kLoad, from, 16, 16);
-  memset(to_shared, 0xff, 16);  // whoever does not wait for the data is to see none
+  memset(to_shared, 0xff, 16);  // NaN, so that a thread that does not wait for the data gets a wrong result
   Thread& thread = blocks->self();
   thread.copies.push_back(
       {static_cast<char*>(to_shared), static_cast<const char*>(from), exists, thread.copy_group});

@@ -1,4 +1,4 @@
-// The numbers and vectors that CUDA has and C++ has not.
+// The arithmetic and vector types of CUDA that C++ lacks.
 #pragma once
 
 #include <math.h>
@@ -40,8 +40,8 @@ inline float widen(bf16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16)
 inline float widen(fp16 x) {
   const uint32_t sign = (x.bits & 0x8000u) << 16;
   const uint32_t rest = (x.bits & 0x7fffu) << 13;
-  if (rest >= 0x0f800000u) return std::bit_cast<float>(sign | rest | 0x7f800000u);  // infinite, or no number
-  // the exponent's bias grows from 15 to 127, also that of a subnormal number
+  if (rest >= 0x0f800000u) return std::bit_cast<float>(sign | rest | 0x7f800000u);  // infinity or NaN
+  // the exponent's bias grows from 15 to 127, also for subnormal numbers
   const float magnitude = std::bit_cast<float>(rest) * 0x1p112f;
   return sign ? -magnitude : magnitude;
 }

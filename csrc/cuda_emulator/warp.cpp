@@ -11,7 +11,7 @@
 namespace cnnlstm::emulator {
 namespace {
 
-// m16n8k16 for 16-bit numbers and m16n8k8 for TF32; in the words of the PTX ISA, group = lane >> 2 and member
+// m16n8k16 for 16-bit types and m16n8k8 for TF32; in the terms of the PTX ISA, group = lane >> 2 and member
 // = lane % 4.
 constexpr int kRows = 16, kColumns = 8;
 

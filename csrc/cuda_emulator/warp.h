@@ -1,5 +1,5 @@
 // What the 32 lanes of a warp compute together, as the PTX ISA describes mma.sync and ldmatrix. It shares no
-// text with fragments.h, which the kernels go by: each is a check of the other.
+// code with fragments.h, which the kernels use: each is a check of the other.
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +10,7 @@ constexpr int kLanes = 32;
 
 enum class Factors { kBf16, kFp16, kTf32 };
 
-// What a lane brings to a product, d += a b.
+// The operands of a lane in a product, d += a b.
 struct ProductLane {
   Factors factors;
   float* d;
@@ -19,14 +19,14 @@ struct ProductLane {
 };
 void multiply(void* const* product_lanes);
 
-// 16 bytes of shared memory that a lane points at, and its four registers.
+// 16 bytes of shared memory that a lane addresses, and its four registers.
 struct MatricesLane {
   const char* row;
   uint32_t* registers;
 };
 void read_matrices(void* const* matrices_lanes);
 
-// In: what a lane gives; out: what it gets.
+// In: the value of a lane; out: its result.
 struct ShuffleLane {
   float value;
   int mask;

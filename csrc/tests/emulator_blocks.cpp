@@ -8,7 +8,7 @@ namespace cnnlstm::device_test {
 
 // ---- words between the blocks of a grid ----
 
-// Blocks pass each other numbers; two planes of words take turns.
+// Blocks exchange values; two planes of words alternate.
 static bool words_go_round() {
   constexpr int kBlocks = 3, kThreads = 32, kSteps = 6;
   std::vector<uint64_t> words(2 * kBlocks * kThreads);

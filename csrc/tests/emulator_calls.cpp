@@ -1,4 +1,4 @@
-// Tests of the kernels' C ABI: what it refuses, and the sentence that it leaves.
+// Tests of the kernels' C ABI: the calls that it rejects, and their messages.
 #include <array>
 #include <string>
 #include <vector>
@@ -9,20 +9,20 @@
 namespace cnnlstm::device_test {
 namespace {
 
-// A right call for a plan of a GPU with few multiprocessors: T=2, B=3, H=20, float32.
+// A valid call for a plan of a GPU with few multiprocessors: T=2, B=3, H=20, float32.
 struct Call {
   static constexpr int64_t kT = 2, kB = 3, kH = 20;
 
-  explicit Call(int way) {
+  explicit Call(int algorithm) {
     CnnlstmGpu gpu = {};
     gpu.sm = 90, gpu.multiprocessors = 16, gpu.shared_bytes = 227 << 10, gpu.largest_cluster = 16;
     cnnlstm_costs("", gpu.sm, &gpu.costs);
     std::array<CnnlstmPlan, 256> plans;
     const int count = cnnlstm_plans(&gpu, 0, CNNLSTM_FLOAT32, kH, kB, 1, plans.data(), plans.size());
     for (int i = count - 1; i >= 0; --i)
-      if (plans[i].way == way) plan = plans[i];
+      if (plans[i].algorithm == algorithm) plan = plans[i];
     exchange.resize(plan.exchange_bytes + 16);
-    pass.number = CNNLSTM_FLOAT32;
+    pass.compute_type = CNNLSTM_FLOAT32;
     pass.D = 1, pass.H = kH;
     pass.rows.T = kT, pass.rows.B = kB, pass.rows.N = kT * kB;
     pass.end = kT;
@@ -55,14 +55,15 @@ struct Call {
 
 void expect_said(const std::string& words, Call call) {
   const std::string said = call.said();
-  if (said.find(words) == std::string::npos) throw Failed("expected \"" + words + "\", and it said: " + said);
+  if (said.find(words) == std::string::npos) throw Failed("expected \"" + words + "\", got: " + said);
 }
 
 }  // namespace
 
 TEST(right_calls_are_run) {
-  for (const int way : {CNNLSTM_BLOCK, CNNLSTM_CLUSTER, CNNLSTM_GRID, CNNLSTM_STREAM}) {
-    Call call(way);
+  for (const int algorithm :
+       {CNNLSTM_PERSISTENT_BLOCK, CNNLSTM_PERSISTENT_CLUSTER, CNNLSTM_PERSISTENT_GRID, CNNLSTM_STREAMING}) {
+    Call call(algorithm);
     EXPECT(call.said() == "nothing");
     for (const float x : call.output) EXPECT(x == 0);  // of gates that are all sigmoid(0) or tanh(0)
   }
@@ -70,7 +71,7 @@ TEST(right_calls_are_run) {
 
 TEST(sizes_that_make_no_sense_are_refused) {
   const auto with = [](auto change) {
-    Call call(CNNLSTM_BLOCK);
+    Call call(CNNLSTM_PERSISTENT_BLOCK);
     change(call.pass);
     return call;
   };
@@ -81,14 +82,15 @@ TEST(sizes_that_make_no_sense_are_refused) {
   expect_said("begin, end: expected steps of the call, got 1, 1",
               with([](CnnlstmForward& pass) { pass.begin = pass.end = 1; }));
   expect_said("begin, end: expected steps", with([](CnnlstmForward& pass) { pass.end = 3; }));
-  expect_said("number: expected one of CnnlstmNumber, got 7",
-              with([](CnnlstmForward& pass) { pass.number = 7; }));
+  expect_said("compute_type: expected one of CnnlstmComputeType, got 7",
+              with([](CnnlstmForward& pass) { pass.compute_type = 7; }));
 }
 
 TEST(plans_of_other_calls_are_refused) {
-  for (const int way : {CNNLSTM_BLOCK, CNNLSTM_CLUSTER, CNNLSTM_GRID, CNNLSTM_STREAM}) {
+  for (const int algorithm :
+       {CNNLSTM_PERSISTENT_BLOCK, CNNLSTM_PERSISTENT_CLUSTER, CNNLSTM_PERSISTENT_GRID, CNNLSTM_STREAMING}) {
     const auto with = [&](auto change) {
-      Call call(way);
+      Call call(algorithm);
       change(call.plan);
       return call;
     };
@@ -102,12 +104,12 @@ TEST(plans_of_other_calls_are_refused) {
     expect_said(words, with([](CnnlstmPlan& plan) { plan.batch_tiles = 2; }));
     expect_said(words, with([](CnnlstmPlan& plan) { plan.shared_bytes -= 16; }));
     expect_said(words, with([](CnnlstmPlan& plan) { plan.exchange_bytes -= 16; }));
-    expect_said("no kernel of its own", with([](CnnlstmPlan& plan) { plan.way = CNNLSTM_STEP; }));
+    expect_said("no kernel of its own", with([](CnnlstmPlan& plan) { plan.algorithm = CNNLSTM_PER_STEP; }));
   }
 }
 
 TEST(steps_of_other_calls_are_refused) {
-  Call call(CNNLSTM_BLOCK);
+  Call call(CNNLSTM_PERSISTENT_BLOCK);
   std::array<char, 512> message;
   CnnlstmForwardStep step = {call.pass, {}};
   EXPECT(cnnlstm_forward_step(&step, nullptr, message.data(), message.size()) == -1);

@@ -1,4 +1,4 @@
-// Tests of memory: its bounds, what it begins with, and the copies that arrive later.
+// Tests of memory: its bounds, its initial values, and asynchronous copies.
 #include <cmath>
 #include <numeric>
 #include <span>
@@ -64,7 +64,7 @@ TEST(clear_fills_with_zeros) {
 
 // ---- copies ----
 
-// A ring of two stages, the next one on its way while one is read.
+// A ring of two stages: one is loaded while the other is read.
 static bool copies_arrive() {
   alignas(16) static float source[8][4 * 32];
   for (int i = 0; i < 8 * 4 * 32; ++i) source[i / 128][i % 128] = static_cast<float>(i);

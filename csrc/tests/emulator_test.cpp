@@ -1,5 +1,5 @@
-// Tests of the machine that runs CUDA kernels on a CPU, with kernels of a few lines. All of them, or those
-// named as arguments; the exit status is 1, after a line for each, where some fail.
+// Tests of the machine that runs CUDA kernels on a CPU, with kernels of a few lines. Runs all, or those
+// named as arguments; prints a line for each failure, upon which the exit status is 1.
 #include "tests/emulator_test.h"
 
 #include <algorithm>

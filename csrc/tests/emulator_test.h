@@ -1,4 +1,4 @@
-// What the tests of the machine that runs CUDA kernels on a CPU share.
+// Shared by the tests of the machine that runs CUDA kernels on a CPU.
 #pragma once
 
 #include <cstddef>
@@ -36,12 +36,12 @@ struct Failed : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-#define EXPECT(what)                                                                                        \
-  do {                                                                                                      \
-    if (!(what)) throw Failed(std::string(__FILE__) + ":" + std::to_string(__LINE__) + ": not so: " #what); \
+#define EXPECT(what)                                                                                       \
+  do {                                                                                                     \
+    if (!(what)) throw Failed(std::string(__FILE__) + ":" + std::to_string(__LINE__) + ": false: " #what); \
   } while (false)
 
-// A kernel whose body and arrays the test gives.
+// A kernel whose body and arrays are given by the test.
 template <bool kInClusters>
 struct Tested {
   struct Arguments {
@@ -77,7 +77,7 @@ inline void run(const LaunchShape& shape, const Arrays& arrays, const std::funct
   }
 }
 
-// The error must say this, and the machine work afterwards as before.
+// The error must contain these words, and the machine must work afterwards as before.
 inline void expect_error(const std::string& words, const LaunchShape& shape, const Arrays& arrays,
                          const std::function<void()>& body) {
   std::string said = "nothing";
@@ -86,7 +86,7 @@ inline void expect_error(const std::string& words, const LaunchShape& shape, con
   } catch (const std::runtime_error& error) {
     said = error.what();
   }
-  if (said.find(words) == std::string::npos) throw Failed("expected \"" + words + "\", and it said: " + said);
+  if (said.find(words) == std::string::npos) throw Failed("expected \"" + words + "\", got: " + said);
   int visits = 0;
   run(shape_of(2, 32), {}, [&] {
     warp_barrier();
@@ -95,7 +95,7 @@ inline void expect_error(const std::string& words, const LaunchShape& shape, con
   EXPECT(visits == 64);
 }
 
-// How many of 40 seeds end well.
+// How many of 40 seeds succeed.
 inline int good_runs(const std::function<bool()>& ends_well) {
   int good = 0;
   for (int seed = 0; seed < 40; ++seed) {
@@ -108,13 +108,13 @@ inline int good_runs(const std::function<bool()>& ends_well) {
   return good;
 }
 
-// A right program ends well whatever chance does, and not so with the fault.
+// A correct program succeeds for every seed, and fails with the fault for most.
 inline void expect_found(const char* fault, const std::function<bool()>& ends_well) {
   EXPECT(good_runs(ends_well) == 40);
   EXPECT(cnnlstm_emulator_plant(fault) == 0);
   const int good = good_runs(ends_well);
   cnnlstm_emulator_plant("");
-  if (good > 30) throw Failed(std::string(fault) + ": " + std::to_string(good) + " of 40 runs ended well");
+  if (good > 30) throw Failed(std::string(fault) + ": " + std::to_string(good) + " of 40 runs succeeded");
 }
 
 template <class T>

@@ -19,7 +19,7 @@ TEST(every_thread_of_every_block_runs_once) {
   EXPECT(visits == 3 * 4 * 2 * 33 && static_cast<int>(seen.size()) == visits);
 }
 
-// Values go round: every thread writes its own and reads its neighbour's.
+// Values rotate: every thread writes its own and reads its neighbour's.
 static bool rotates(bool with_barrier) {
   bool right = true;
   run(shape_of(2, 64, 2 * 64 * 4), {}, [&] {

@@ -1,5 +1,5 @@
 // cnnlstm_fast._C: what was built, what this machine has and what it can reach. Free of PyTorch, so that it
-// can still speak where the operators' library cannot be loaded.
+// loads where the operators' library cannot.
 #include "torch/module.h"
 
 #include <pybind11/pybind11.h>
@@ -13,11 +13,11 @@
 #include <thread>
 #include <vector>
 
-#include "benchmarks/ceilings_cpu.h"
+#include "benchmarks/roofline_cpu.h"
 #include "cpu/isa.h"
 #ifdef CNNLSTM_CUDA
-#include "benchmarks/ceilings_cuda.h"
 #include "benchmarks/micro.h"
+#include "benchmarks/roofline_cuda.h"
 #include "cuda/facts.h"
 #include "cuda/recurrence.h"
 #endif
@@ -140,20 +140,20 @@ py::dict cuda_gpu(int index) {
   return as_dict(gpu);
 }
 
-int cuda_registers(const py::dict& gpu, bool backward, const std::string& number_name, int64_t H, int64_t B,
-                   int D) {
-  const int number = as_number(number_name);
-  const CnnlstmPlan plan = plan_of(gpu, backward, number, H, B, D);
+int cuda_registers(const py::dict& gpu, bool backward, const std::string& compute_type_name, int64_t H,
+                   int64_t B, int D) {
+  const int compute_type = as_compute_type(compute_type_name);
+  const CnnlstmPlan plan = plan_of(gpu, backward, compute_type, H, B, D);
   int registers = 0;
   std::array<char, 512> message{};
-  if (cnnlstm_registers(backward, number, &plan, &registers, message.data(), message.size()) != 0)
+  if (cnnlstm_registers(backward, compute_type, &plan, &registers, message.data(), message.size()) != 0)
     throw std::runtime_error(message.data());
   return registers;
 }
 
-// A function of cuda/ceilings.h or micro.h, whose error becomes an exception.
+// A function of benchmarks/roofline_cuda.h or micro.h whose error becomes an exception.
 template <typename... Arguments>
-auto ceiling(auto* measure) {
+auto measurement(auto* measure) {
   return [measure](Arguments... arguments) {
     std::array<char, 512> message{};
     const double found = measure(arguments..., message.data(), message.size());
@@ -168,46 +168,47 @@ auto ceiling(auto* measure) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "What was built, what this machine has and what it can reach.";
   m.attr("build") = build_facts();
-  // A function: a bad CNNLSTM_CPU_ISA raises here, and must not keep the module from being imported.
+  // A function, not an attribute: a bad CNNLSTM_CPU_ISA raises here and must not make the import fail.
   m.def("cpu", &cpu_facts, "Facts about the CPU. Raises RuntimeError when CNNLSTM_CPU_ISA is wrong.");
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("read_bandwidth", &cnnlstm::read_bandwidth, py::arg("bytes"), py::arg("seconds") = 0.2, release,
-        "GB/s of one core reading a buffer of that size over and over.");
+        "GB/s of one core that reads a buffer of that size repeatedly.");
   m.def("fma_rate", &cnnlstm::fma_rate, py::arg("seconds") = 0.2, release,
         "GFLOP/s of one core in f32, with the widest vectors of the machine.");
   bind_plan(m);
 #ifdef CNNLSTM_CUDA
   m.def("cuda_devices", &cuda_devices, "One dict a GPU; an empty list without a driver or a GPU.");
-  m.def("cuda_copy_bandwidth", ceiling<std::size_t, int>(&cnnlstm_cuda_copy_bandwidth),
+  m.def("cuda_copy_bandwidth", measurement<std::size_t, int>(&cnnlstm_cuda_copy_bandwidth),
         py::arg("bytes") = std::size_t{1} << 28, py::arg("repeats") = 20, release,
         "GB/s, read plus written, of a copy kernel on the current GPU.");
-  m.def("cuda_l2_latency", ceiling<std::size_t, int>(&cnnlstm_cuda_l2_latency),
+  m.def("cuda_l2_latency", measurement<std::size_t, int>(&cnnlstm_cuda_l2_latency),
         py::arg("bytes") = std::size_t{1} << 21, py::arg("hops") = 1 << 16, release,
         "Nanoseconds of a load out of L2: one thread follows pointers through a buffer that fits into it.");
-  m.def("cuda_block_barrier", ceiling<int, int>(&cnnlstm_cuda_block_barrier), py::arg("rounds") = 100000,
+  m.def("cuda_block_barrier", measurement<int, int>(&cnnlstm_cuda_block_barrier), py::arg("rounds") = 100000,
         py::arg("threads") = 256, release, "Nanoseconds of a barrier among the threads of a block.");
-  m.def("cuda_cluster_barrier", ceiling<int>(&cnnlstm_cuda_cluster_barrier), py::arg("rounds") = 20000,
+  m.def("cuda_cluster_barrier", measurement<int>(&cnnlstm_cuda_cluster_barrier), py::arg("rounds") = 20000,
         release, "Nanoseconds of a barrier among the 8 blocks of a cluster.");
-  m.def("cuda_grid_barrier", ceiling<int>(&cnnlstm_cuda_grid_barrier), py::arg("rounds") = 20000, release,
+  m.def("cuda_grid_barrier", measurement<int>(&cnnlstm_cuda_grid_barrier), py::arg("rounds") = 20000, release,
         "Nanoseconds of a barrier, through global memory, among one block for each multiprocessor.");
-  m.def("cuda_gpu", &cuda_gpu, py::arg("index"), "The facts of a GPU that a plan depends on.");
+  m.def("cuda_gpu", &cuda_gpu, py::arg("index"), "The properties of a GPU that a plan depends on.");
   m.def(
-      "cuda_registers", &cuda_registers, py::arg("gpu"), py::arg("backward"), py::arg("number"), py::arg("H"),
-      py::arg("B"), py::arg("D"),
+      "cuda_registers", &cuda_registers, py::arg("gpu"), py::arg("backward"), py::arg("compute_type"),
+      py::arg("H"), py::arg("B"), py::arg("D"),
       "Registers of a thread of the kernel that a plan's pass launches on the current GPU. Arguments: those "
       "of plan.");
-  // Of the current GPU, as cuda/micro.h says.
-  m.def("micro_piece", ceiling<int, int>(&cnnlstm_micro_piece), py::arg("number"), py::arg("rounds") = 20000,
+  // On the current GPU; see benchmarks/micro.h.
+  m.def("micro_piece", measurement<int, int>(&cnnlstm_micro_piece), py::arg("compute_type"),
+        py::arg("rounds") = 20000, release);
+  m.def("micro_piece_latency", measurement<int>(&cnnlstm_micro_piece_latency), py::arg("rounds") = 20000,
         release);
-  m.def("micro_piece_latency", ceiling<int>(&cnnlstm_micro_piece_latency), py::arg("rounds") = 20000,
-        release);
-  m.def("micro_special", ceiling<int>(&cnnlstm_micro_special), py::arg("rounds") = 20000, release);
-  m.def("micro_cell", ceiling<int>(&cnnlstm_micro_cell), py::arg("rounds") = 20000, release);
-  m.def("micro_shared", ceiling<int>(&cnnlstm_micro_shared), py::arg("rounds") = 20000, release);
-  m.def("micro_exchange", ceiling<int, int, int, int, int>(&cnnlstm_micro_exchange), py::arg("cluster"),
+  m.def("micro_special", measurement<int>(&cnnlstm_micro_special), py::arg("rounds") = 20000, release);
+  m.def("micro_cell", measurement<int>(&cnnlstm_micro_cell), py::arg("rounds") = 20000, release);
+  m.def("micro_shared", measurement<int>(&cnnlstm_micro_shared), py::arg("rounds") = 20000, release);
+  m.def("micro_exchange", measurement<int, int, int, int, int>(&cnnlstm_micro_exchange), py::arg("cluster"),
         py::arg("backward"), py::arg("groups"), py::arg("blocks"), py::arg("rounds") = 20000, release);
-  m.def("micro_hang", ceiling<int>(&cnnlstm_micro_hang), py::arg("cluster"), release);
-  m.def("micro_l2", ceiling<int, int>(&cnnlstm_micro_l2), py::arg("blocks"), py::arg("rounds") = 20, release);
-  m.def("micro_launch", ceiling<int>(&cnnlstm_micro_launch), py::arg("rounds") = 1000, release);
+  m.def("micro_hang", measurement<int>(&cnnlstm_micro_hang), py::arg("cluster"), release);
+  m.def("micro_l2", measurement<int, int>(&cnnlstm_micro_l2), py::arg("blocks"), py::arg("rounds") = 20,
+        release);
+  m.def("micro_launch", measurement<int>(&cnnlstm_micro_launch), py::arg("rounds") = 1000, release);
 #endif
 }

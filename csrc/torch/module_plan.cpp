@@ -59,25 +59,20 @@ CnnlstmGpu as_gpu(const py::dict& facts) {
   return gpu;
 }
 
-const char* way_name(int way) {
-  const char* const names[] = {"block", "cluster", "grid", "stream", "step"};  // of CnnlstmWay
-  return names[way];
-}
-
 // The best plan alone, or all.
-std::vector<py::dict> plans(const py::dict& facts, bool backward, const std::string& number_name, int64_t H,
-                            int64_t B, int D, bool all) {
+std::vector<py::dict> plans(const py::dict& facts, bool backward, const std::string& compute_type_name,
+                            int64_t H, int64_t B, int D, bool all) {
   const CnnlstmGpu gpu = as_gpu(facts);
-  const int number = as_number(number_name);
-  std::vector<CnnlstmPlan> found{plan_of(facts, backward, number, H, B, D)};
+  const int compute_type = as_compute_type(compute_type_name);
+  std::vector<CnnlstmPlan> found{plan_of(facts, backward, compute_type, H, B, D)};
   if (all) {
-    found.resize(cnnlstm_plans(&gpu, backward, number, H, B, D, nullptr, 0));
-    cnnlstm_plans(&gpu, backward, number, H, B, D, found.data(), static_cast<int>(found.size()));
+    found.resize(cnnlstm_plans(&gpu, backward, compute_type, H, B, D, nullptr, 0));
+    cnnlstm_plans(&gpu, backward, compute_type, H, B, D, found.data(), static_cast<int>(found.size()));
   }
   std::vector<py::dict> results;
   for (const CnnlstmPlan& plan : found) {
     py::dict result;
-    result["way"] = way_name(plan.way);
+    result["algorithm"] = kCnnlstmAlgorithmNames[plan.algorithm];
     result["groups"] = plan.groups;
     result["splits"] = plan.splits;
     result["tiles"] = plan.tiles;
@@ -89,8 +84,8 @@ std::vector<py::dict> plans(const py::dict& facts, bool backward, const std::str
     result["threads"] = plan.threads;
     result["shared_bytes"] = plan.shared_bytes;
     result["exchange_bytes"] = plan.exchange_bytes;
-    result["step_seconds"] = cnnlstm_step_seconds(&gpu, backward, number, H, B, D, &plan);
-    result["floor_seconds"] = cnnlstm_step_floor_seconds(&gpu, backward, number, H, B, D, &plan);
+    result["step_seconds"] = cnnlstm_step_seconds(&gpu, backward, compute_type, H, B, D, &plan);
+    result["floor_seconds"] = cnnlstm_step_floor_seconds(&gpu, backward, compute_type, H, B, D, &plan);
     results.push_back(result);
   }
   return results;
@@ -98,17 +93,18 @@ std::vector<py::dict> plans(const py::dict& facts, bool backward, const std::str
 
 }  // namespace
 
-int as_number(const std::string& name) {
+int as_compute_type(const std::string& name) {
   const char* const names[] = {"float32", "tf32", "bfloat16", "float16"};
-  for (int number = 0; number < 4; ++number)
-    if (name == names[number]) return number;
-  throw std::invalid_argument("number: expected float32, tf32, bfloat16 or float16, got '" + name + "'");
+  for (int compute_type = 0; compute_type < 4; ++compute_type)
+    if (name == names[compute_type]) return compute_type;
+  throw std::invalid_argument("compute_type: expected float32, tf32, bfloat16 or float16, got '" + name +
+                              "'");
 }
 
-CnnlstmPlan plan_of(const py::dict& gpu, bool backward, int number, int64_t H, int64_t B, int D) {
+CnnlstmPlan plan_of(const py::dict& gpu, bool backward, int compute_type, int64_t H, int64_t B, int D) {
   const CnnlstmGpu facts = as_gpu(gpu);
   CnnlstmPlan plan;
-  if (cnnlstm_plan(&facts, backward, number, H, B, D, &plan) != 0)
+  if (cnnlstm_plan(&facts, backward, compute_type, H, B, D, &plan) != 0)
     throw std::invalid_argument("H, B, D: expected sizes from 1 on, and 1 or 2 directions, got " +
                                 std::to_string(H) + ", " + std::to_string(B) + ", " + std::to_string(D));
   return plan;
@@ -136,22 +132,21 @@ void bind_plan(py::module_& m) {
       },
       py::arg("name"), py::arg("sm"),
       "What the parts of a step cost on GPUs of that name and architecture (90 for 9.0), as cuda/plan.h "
-      "lists them: "
-      "measured, or guessed.");
+      "lists "
+      "them: measured, or guessed.");
   m.def(
       "plan",
-      [](const py::dict& gpu, bool backward, const std::string& number, int64_t H, int64_t B, int D) {
-        return plans(gpu, backward, number, H, B, D, false)[0];
+      [](const py::dict& gpu, bool backward, const std::string& compute_type, int64_t H, int64_t B, int D) {
+        return plans(gpu, backward, compute_type, H, B, D, false)[0];
       },
-      py::arg("gpu"), py::arg("backward"), py::arg("number"), py::arg("H"), py::arg("B"), py::arg("D"),
-      "How a recurrence is split into blocks and warps on a GPU (the dict of cuda_gpu). number: float32, "
-      "tf32, bfloat16 "
-      "or float16.");
+      py::arg("gpu"), py::arg("backward"), py::arg("compute_type"), py::arg("H"), py::arg("B"), py::arg("D"),
+      "How a recurrence is split into blocks and warps on a GPU (the dict of cuda_gpu). compute_type: "
+      "float32, tf32, bfloat16 or float16.");
   m.def(
       "plans",
-      [](const py::dict& gpu, bool backward, const std::string& number, int64_t H, int64_t B, int D) {
-        return plans(gpu, backward, number, H, B, D, true);
+      [](const py::dict& gpu, bool backward, const std::string& compute_type, int64_t H, int64_t B, int D) {
+        return plans(gpu, backward, compute_type, H, B, D, true);
       },
-      py::arg("gpu"), py::arg("backward"), py::arg("number"), py::arg("H"), py::arg("B"), py::arg("D"),
+      py::arg("gpu"), py::arg("backward"), py::arg("compute_type"), py::arg("H"), py::arg("B"), py::arg("D"),
       "All plans that fit, among which plan chooses.");
 }

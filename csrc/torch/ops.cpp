@@ -10,9 +10,9 @@
 
 #include "cpu/threads.h"
 #include "operators_schema.h"
-#include "torch/below.h"
 #include "torch/cpu/lstm.h"
 #include "torch/cpu/prepacked.h"
+#include "torch/dispatch_guard.h"
 #ifdef CNNLSTM_CUDA
 #include "torch/cuda/lstm.h"
 #endif
@@ -34,7 +34,7 @@ ForwardResult lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tens
                    const OptionalTensor& reset, const OptionalTensor& dropout_mask, bool bidirectional,
                    bool for_backward, bool all_cells, c10::string_view backend) {
   if (backend == "cpu" || backend == "cpu-int8") {
-    const BelowAutogradAndAutocast guard;
+    const DispatchGuard guard;
     use_one_thread_after_fork();
     const OversubscriptionGuard thread_guard;
     return lstm_cpu(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
@@ -42,7 +42,7 @@ ForwardResult lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tens
   }
 #ifdef CNNLSTM_CUDA
   if (backend == "cuda" && input.is_cuda()) {
-    const BelowAutogradAndAutocast guard;
+    const DispatchGuard guard;
     return lstm_cuda(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
                      for_backward, all_cells);
   }
@@ -64,7 +64,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
                              c10::string_view backend) {
   TORCH_CHECK(backend != "cpu-int8", "The int8 kernel has no gradient.");
   if (backend == "cpu") {
-    const BelowAutogradAndAutocast guard;
+    const DispatchGuard guard;
     use_one_thread_after_fork();
     const OversubscriptionGuard thread_guard;
     return lstm_backward_cpu(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes,
@@ -73,7 +73,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
   }
 #ifdef CNNLSTM_CUDA
   if (backend == "cuda" && input.is_cuda()) {
-    const BelowAutogradAndAutocast guard;
+    const DispatchGuard guard;
     return lstm_backward_cuda(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights,
                               batch_sizes, lengths, reset, dropout_mask, output, cells, gates, hidden,
                               bidirectional, input_needs_grad, weights_need_grad);

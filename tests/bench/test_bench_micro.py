@@ -1,4 +1,4 @@
-"""The command that measures what the parts of a step cost: all costs, in the order of the table they are for."""
+"""The command that measures the costs of the parts of a step: all of them, in the order of their table."""
 
 from __future__ import annotations
 

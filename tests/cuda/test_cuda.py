@@ -1,5 +1,5 @@
-"""The CUDA kernels with all that surrounds them, compiled for the CPU: every way to run the recurrence, beside what all
-backends have to pass (test_backends.py)."""
+"""The CUDA kernels and the operators on them, compiled for the CPU: every algorithm, in addition to the tests of all
+backends (test_backends.py)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+FUSED = [name for name in emulator.ALGORITHMS if name != "per_step"]
+"""The algorithms whose kernels also compute the recurrent product."""
+
 # More units than a group has, more sequences than a tile, and sizes that fill neither.
 CASES = [
     Case(T=5, B=3, I=7, H=40, bidirectional=True),
@@ -49,11 +52,11 @@ CASES = [
 ]
 
 
-def sized(case: Case, way: str, number: str) -> Case:
-    """The case with as many more units as one block cannot hold, or has, where blocks have to work together."""
-    held = 64 if DTYPES[number] == torch.float32 else 128
-    more = {"cluster": held, "grid": held, "stream": 16}
-    return case._replace(H=case.H + more.get(way, 0))
+def sized(case: Case, algorithm: str, compute_type: str) -> Case:
+    """The case, with more units than one block can hold or has where several blocks have to share them."""
+    held = 64 if DTYPES[compute_type] == torch.float32 else 128
+    more = {"persistent_cluster": held, "persistent_grid": held, "streaming": 16}
+    return case._replace(H=case.H + more.get(algorithm, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -66,62 +69,62 @@ def _host_library() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("number", DTYPES)
-@pytest.mark.parametrize("way", emulator.WAYS)
+@pytest.mark.parametrize("compute_type", DTYPES)
+@pytest.mark.parametrize("algorithm", emulator.ALGORITHMS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_way(case: Case, way: str, number: str) -> None:
-    case = sized(case, way, number)
-    with emulator.pretending(way, tf32=number == "tf32"):
-        if number == "tf32":
+def test_every_algorithm(case: Case, algorithm: str, compute_type: str) -> None:
+    case = sized(case, algorithm, compute_type)
+    with emulator.configured(algorithm, tf32=compute_type == "tf32"):
+        if compute_type == "tf32":
             check_tf32(case, "cuda")
         else:
-            check_case(case, "cuda", DTYPES[number])
+            check_case(case, "cuda", DTYPES[compute_type])
 
 
-@pytest.mark.parametrize("way", ["block", "cluster", "grid", "stream"])
-def test_tf32_is_not_float32(way: str) -> None:
-    data = make(sized(CASES[0], way, "tf32"), torch.float32).to(torch.float32)
+@pytest.mark.parametrize("algorithm", FUSED)
+def test_tf32_is_not_float32(algorithm: str) -> None:
+    data = make(sized(CASES[0], algorithm, "tf32"), torch.float32).to(torch.float32)
     found = []
     for tf32 in (False, True):
-        with emulator.pretending(way, tf32=tf32):
+        with emulator.configured(algorithm, tf32=tf32):
             found.append(results(fast("cuda"), data))
     assert not torch.equal(found[0]["output"], found[1]["output"])
 
 
 @pytest.mark.parametrize("nth", range(1, 5))
-@pytest.mark.parametrize("way", ["cluster", "grid"])
-def test_other_plans_of_a_way(way: str, nth: int) -> None:
-    with emulator.pretending(way, nth):
+@pytest.mark.parametrize("algorithm", ["persistent_cluster", "persistent_grid"])
+def test_other_plans_of_an_algorithm(algorithm: str, nth: int) -> None:
+    with emulator.configured(algorithm, nth):
         check_case(Case(T=4, B=9, I=5, H=150, bidirectional=True, kind="lengths"), "cuda", torch.bfloat16)
 
 
-@pytest.mark.parametrize("number", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])
 @pytest.mark.parametrize("nth", range(6))
 @pytest.mark.parametrize(
     "case", [Case(T=4, B=21, I=5, H=100, kind="lengths+reset"), Case(T=3, B=35, I=5, H=150)]
 )
-def test_turns_and_batches_of_a_stream(case: Case, nth: int, number: str) -> None:
-    """From blocks of one group, which read all of k at once for 32 sequences, to those of eight: other sizes of a turn,
-    a last one that is not full, and tiles of 8 to 32 sequences, the last of them not full either."""
-    with emulator.pretending("stream", nth):
-        check_case(case, "cuda", DTYPES[number])
+def test_turns_and_batches_of_streaming(case: Case, nth: int, compute_type: str) -> None:
+    """From blocks of one group, which read all of k at once for 32 sequences, to blocks of eight: turns of other sizes,
+    a last turn that is not full, and tiles of 8 to 32 sequences, of which the last is not full either."""
+    with emulator.configured("streaming", nth):
+        check_case(case, "cuda", DTYPES[compute_type])
 
 
-@pytest.mark.parametrize("way", emulator.WAYS)
+@pytest.mark.parametrize("algorithm", emulator.ALGORITHMS)
 @pytest.mark.parametrize("case", [*CASES[:4], *CASES[6:8]], ids=str)
-def test_gate_inputs_in_chunks(case: Case, way: str) -> None:
-    """Two steps of them at a time: the states go from launch to launch, the end of a sequence lies in any."""
-    case = sized(case, way, "float32")
+def test_gate_inputs_in_chunks(case: Case, algorithm: str) -> None:
+    """Two steps at a time: the states pass from launch to launch, and sequences end in any of them."""
+    case = sized(case, algorithm, "float32")
     D = 2 if case.bidirectional else 1
-    with emulator.pretending(way, most_gate_inputs=2 * case.B * 16 * case.H * D):
+    with emulator.configured(algorithm, most_gate_inputs=2 * case.B * 16 * case.H * D):
         check_case(case, "cuda", torch.float32)
 
 
-@pytest.mark.parametrize("way", emulator.WAYS)
-def test_no_order_of_the_threads_changes_a_bit(way: str) -> None:
-    case = sized(Case(T=4, B=9, I=5, H=24, bidirectional=True, kind="lengths+reset"), way, "bfloat16")
+@pytest.mark.parametrize("algorithm", emulator.ALGORITHMS)
+def test_no_order_of_the_threads_changes_a_bit(algorithm: str) -> None:
+    case = sized(Case(T=4, B=9, I=5, H=24, bidirectional=True, kind="lengths+reset"), algorithm, "bfloat16")
     data = make(case, torch.bfloat16).to(torch.bfloat16)
-    with emulator.pretending(way):
+    with emulator.configured(algorithm):
         first = results(fast("cuda"), data)
         for seed, switching in itertools.product(range(3), (0.0, 0.2)):
             emulator.seed(seed, switching)
@@ -130,23 +133,25 @@ def test_no_order_of_the_threads_changes_a_bit(way: str) -> None:
 
 
 FAULTS = {
-    "block barrier": ["block", "cluster", "grid", "stream"],
-    "copy wait": ["block", "cluster", "grid", "stream"],
-    "matrices swapped": ["block", "cluster", "grid", "stream"],
-    "word lost": ["grid", "stream"],
-    "send lost": ["cluster"],
-    "arrival lost": ["cluster"],
+    "block barrier": FUSED,
+    "copy wait": FUSED,
+    "matrices swapped": FUSED,
+    "word lost": ["persistent_grid", "streaming"],
+    "send lost": ["persistent_cluster"],
+    "arrival lost": ["persistent_cluster"],
 }
 
 
-@pytest.mark.parametrize(("fault", "way"), [(fault, way) for fault, ways in FAULTS.items() for way in ways])
-def test_a_fault_of_the_machine_is_found(fault: str, way: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "algorithm"), [(fault, algorithm) for fault, which in FAULTS.items() for algorithm in which]
+)
+def test_a_fault_of_the_machine_is_found(fault: str, algorithm: str) -> None:
     """By an error or a wrong result, in most orders of the threads."""
-    case = sized(Case(T=6, B=9, I=5, H=40), way, "bfloat16")
+    case = sized(Case(T=6, B=9, I=5, H=40), algorithm, "bfloat16")
     data = make(case, torch.bfloat16)
     there, exact = data.to(torch.bfloat16), results(oracle, data)
     found = 0
-    with emulator.pretending(way), emulator.planted(fault):
+    with emulator.configured(algorithm), emulator.planted(fault):
         for seed in range(4):
             emulator.seed(seed)
             try:
@@ -156,7 +161,7 @@ def test_a_fault_of_the_machine_is_found(fault: str, way: str) -> None:
             else:
                 found += any(not relative_error(got[name], exact[name]) < 0.05 for name in exact)
     assert found >= 3
-    with emulator.pretending(way):  # and no trace of it is left
+    with emulator.configured(algorithm):  # the fault leaves no trace
         check_case(case, "cuda", torch.bfloat16)
 
 
@@ -215,7 +220,7 @@ def _double(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_arguments_that_do_not_fit_are_refused(what: str) -> None:
+def test_arguments_that_do_not_fit_are_rejected(what: str) -> None:
     change, message = WRONG[what]
     with pytest.raises(RuntimeError, match=message):
         forward(**change(operands()))
@@ -236,12 +241,12 @@ def test_what_the_backward_pass_is_given_is_checked(what: str) -> None:
         torch.ops.cnnlstm_fast.lstm_backward(**grads, **given, **saved, **flags)
 
 
-@pytest.mark.parametrize("way", ["block", "step"])
+@pytest.mark.parametrize("algorithm", ["persistent_block", "per_step"])
 @pytest.mark.parametrize("proj", [0, 5])
-def test_lengths_out_of_range_stay_within_the_arrays(way: str, proj: int) -> None:
-    """The host cannot look at them: what becomes of such a sequence is its own, and of no other."""
+def test_lengths_out_of_range_stay_within_the_arrays(algorithm: str, proj: int) -> None:
+    """The host cannot check them: such a sequence has undefined results, all others are unaffected."""
     case = Case(T=4, B=3, H=16, bidirectional=True, proj=proj, kind="lengths")
-    with emulator.pretending(way):
+    with emulator.configured(algorithm):
         wild, tame = (
             forward(**operands(case) | {"lengths": torch.tensor(lengths)})
             for lengths in ([1 << 40, -5, 2], [4, 0, 2])
@@ -251,14 +256,14 @@ def test_lengths_out_of_range_stay_within_the_arrays(way: str, proj: int) -> Non
 
 
 def test_gates_lie_beside_each_other() -> None:
-    """The backend's own order, which its backward pass reads."""
+    """The order in which the backward pass of the backend expects them."""
     case = Case(T=3, B=2, H=8)
     ours, theirs = forward(**operands(case)), forward("cpu", **operands(case))
     torch.testing.assert_close(ours[4].unflatten(-1, (8, 4)).transpose(-1, -2).flatten(-2), theirs[4])
 
 
 def test_more_sequences_than_a_packed_batch_has() -> None:
-    """Of those that have no step the state is left alone."""
+    """The state of a sequence without steps is unchanged."""
     given = operands(Case(T=1, B=4, I=5, H=8, bidirectional=True))
     rows, sizes = given["input"][0, :3], torch.tensor([2, 1])
     output, h_n, c_n, *_ = forward(**given | {"input": rows, "batch_sizes": sizes})
@@ -267,7 +272,7 @@ def test_more_sequences_than_a_packed_batch_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("archs", "runs", "refuses"),
+    ("archs", "runs", "rejects"),
     [
         (["80", "90a"], [80, 86, 89, 90, 100, 120], [75]),  # as PTX of 80 everywhere
         (["90a"], [90], [80, 89, 100, 120]),
@@ -275,9 +280,9 @@ def test_more_sequences_than_a_packed_batch_has() -> None:
         (["86", "100"], [86, 89, 100, 103, 120], [80, 90]),
     ],
 )
-def test_which_gpus_a_build_runs_on(archs: list[str], runs: list[int], refuses: list[int]) -> None:
+def test_which_gpus_a_build_runs_on(archs: list[str], runs: list[int], rejects: list[int]) -> None:
     assert all(cuda.has_code(archs, sm) for sm in runs)
-    assert not any(cuda.has_code(archs, sm) for sm in refuses)
+    assert not any(cuda.has_code(archs, sm) for sm in rejects)
 
 
 SPEC = spec_of(torch.zeros(3, 2, 4), None, [torch.zeros(s) for s in ((32, 4), (32, 8), (32,), (32,))])
@@ -292,7 +297,7 @@ SPEC = spec_of(torch.zeros(3, 2, 4), None, [torch.zeros(s) for s in ((32, 4), (3
         ({"cuda": False, "cuda_reason": "no CUDA toolkit"}, (9, 0), "without its CUDA part: no CUDA toolkit"),
     ],
 )
-def test_what_keeps_it_from_a_gpu(
+def test_why_a_gpu_is_not_supported(
     notes: dict[str, Any], capability: tuple[int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_native, "notes", notes)
@@ -304,7 +309,7 @@ def test_what_keeps_it_from_a_gpu(
     assert wide is not None
 
 
-def test_without_the_host_library_it_refuses_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_host_library_it_rejects_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_host", None)
     assert "the tensors are on cpu" in (BACKENDS["cuda"].supports(SPEC) or "")
     with pytest.raises(RuntimeError, match="runs on NVIDIA GPUs"):

@@ -1,4 +1,4 @@
-"""What the compiled CUDA kernels take of a GPU, and that the report finds what it looks for."""
+"""The resources of the compiled CUDA kernels, and that the report finds faults."""
 
 from __future__ import annotations
 
@@ -134,5 +134,5 @@ def test_every_kernel_of_the_package(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr()
     assert status == 0, printed.out[-3000:] + printed.err
     for name in ("Forward<", "Backward<"):
-        for number in ("Exact", "Tf32", "Bf16", "Fp16"):
-            assert f"{name}{number}" in printed.out
+        for compute_type in ("Exact", "Tf32", "Bf16", "Fp16"):
+            assert f"{name}{compute_type}" in printed.out

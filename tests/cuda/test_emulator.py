@@ -1,4 +1,4 @@
-"""The machine that runs the CUDA kernels on a CPU: the tests of csrc/tests/emulator_*.cpp, one at a time."""
+"""The machine that runs CUDA kernels on a CPU: the tests of csrc/tests/emulator_*.cpp, one at a time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The kernels for NVIDIA GPUs on one: what neither Triton's interpreter nor the CUDA kernels compiled for the CPU can
-show."""
+"""The GPU kernels on a GPU: what neither Triton's interpreter nor the CUDA kernels compiled for the CPU can test."""
 
 from __future__ import annotations
 
@@ -35,9 +34,8 @@ ROOT = Path(__file__).parents[2]
 BACKENDS = ("triton", "cuda")
 
 
-class Way(NamedTuple):
-    """How a backend runs the recurrence, and the sizes of a bidirectional layer in bfloat16 that is run so on all GPUs
-    of today."""
+class Algorithm(NamedTuple):
+    """An algorithm of a backend, and sizes of a bidirectional layer in bfloat16 for which all current GPUs use it."""
 
     backend: str
     name: str
@@ -50,20 +48,20 @@ class Way(NamedTuple):
         return f"{self.backend}-{self.name}-B{self.B}-H{self.H}"
 
 
-WAYS = [
-    # A program alone, programs that wait for each other, those that also read the weights in every step, with an item
-    # each and with several.
-    Way("triton", "block", 30, 5, 64),
-    Way("triton", "grid", 30, 5, 400),
-    Way("triton", "stream", 6, 5, 1280),
-    Way("triton", "stream", 6, 150, 2048),
-    # A block alone, blocks that wait for each other through shared and through global memory, those that also read the
+ALGORITHMS = [
+    # A single program, programs that wait for each other, those that also read the weights in every step, with an
+    # item each and with several.
+    Algorithm("triton", "persistent_block", 30, 5, 64),
+    Algorithm("triton", "persistent_grid", 30, 5, 400),
+    Algorithm("triton", "streaming", 6, 5, 1280),
+    Algorithm("triton", "streaming", 6, 150, 2048),
+    # A single block, blocks that wait for each other through shared and through global memory, those that also read the
     # weights in every step, a launch for every step.
-    Way("cuda", "block", 30, 5, 64),
-    Way("cuda", "cluster", 30, 40, 256),
-    Way("cuda", "grid", 30, 5, 600),
-    Way("cuda", "stream", 6, 1, 1280),
-    Way("cuda", "step", 6, 5, 3072),
+    Algorithm("cuda", "persistent_block", 30, 5, 64),
+    Algorithm("cuda", "persistent_cluster", 30, 40, 256),
+    Algorithm("cuda", "persistent_grid", 30, 5, 600),
+    Algorithm("cuda", "streaming", 6, 1, 1280),
+    Algorithm("cuda", "per_step", 6, 5, 3072),
 ]
 
 
@@ -84,23 +82,23 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=WAYS, ids=str)
-def way(request: pytest.FixtureRequest) -> Way:
+@pytest.fixture(params=ALGORITHMS, ids=str)
+def algorithm(request: pytest.FixtureRequest) -> Algorithm:
     require_backend(request.param.backend)
-    if request.param.name == "cluster":
+    if request.param.name == "persistent_cluster":
         require_clusters()
     return request.param
 
 
-def of(backend: str, name: str) -> Way:
-    return next(way for way in WAYS if way[:2] == (backend, name))
+def of(backend: str, name: str) -> Algorithm:
+    return next(algorithm for algorithm in ALGORITHMS if algorithm[:2] == (backend, name))
 
 
-def layer(way: Way) -> tuple[nn.Module, Tensor]:
-    """It, and an input."""
+def layer(algorithm: Algorithm) -> tuple[nn.Module, Tensor]:
+    """The layer, and an input."""
     place = {"device": "cuda", "dtype": torch.bfloat16}
-    made = cnnlstm_fast.LSTM(way.I, way.H, bidirectional=True, **place, backend=way.backend)
-    return made, torch.randn(way.T, way.B, way.I, **place)
+    made = cnnlstm_fast.LSTM(algorithm.I, algorithm.H, bidirectional=True, **place, backend=algorithm.backend)
+    return made, torch.randn(algorithm.T, algorithm.B, algorithm.I, **place)
 
 
 def step(made: nn.Module, x: Tensor) -> list[Tensor]:
@@ -111,39 +109,39 @@ def step(made: nn.Module, x: Tensor) -> list[Tensor]:
     return [output, *states, *torch.autograd.grad(loss, [x, *made.parameters()])]
 
 
-def planned(way: Way, backward: bool) -> str:
+def planned(algorithm: Algorithm, backward: bool) -> str:
     device = torch.cuda.current_device()
-    if way.backend == "cuda":
-        plan = _native._C.plan(_native._C.cuda_gpu(device), backward, "bfloat16", way.H, way.B, 2)
-        return plan["way"]
+    if algorithm.backend == "cuda":
+        plan = _native._C.plan(_native._C.cuda_gpu(device), backward, "bfloat16", algorithm.H, algorithm.B, 2)
+        return plan["algorithm"]
     from cnnlstm_fast.recurrent.backends import triton
 
     triton.kernels()
     from cnnlstm_fast.kernels.plan import device_of, plan
 
-    return plan(device_of(device), way.H, way.B, 2, 2).way
+    return plan(device_of(device), algorithm.H, algorithm.B, 2, 2).algorithm
 
 
-def test_the_plan_is_the_one_meant(way: Way) -> None:
-    assert [planned(way, backward) for backward in (False, True)] == [way.name, way.name]
+def test_the_plan_is_the_one_meant(algorithm: Algorithm) -> None:
+    assert [planned(algorithm, backward) for backward in (False, True)] == [algorithm.name, algorithm.name]
 
 
 def test_explain_tells_what_a_kernel_takes() -> None:
     require_backend("cuda")
-    made, x = layer(of("cuda", "block"))
+    made, x = layer(of("cuda", "persistent_block"))
     told = re.search(r"(\d+) threads a block with (\d+) registers, among them", cnnlstm_fast.explain(made, x))
     assert told is not None and 64 < int(told[2]) <= 255 and int(told[1]) * int(told[2]) <= 65536
 
 
-def test_every_run_gives_the_same_bits(way: Way) -> None:
-    made, x = layer(way)
+def test_every_run_gives_the_same_bits(algorithm: Algorithm) -> None:
+    made, x = layer(algorithm)
     first = step(made, x)
     for _ in range(5):
         assert all(torch.equal(a, b) for a, b in zip(first, step(made, x), strict=True))
 
 
-def test_captured_and_replayed(way: Way) -> None:
-    made, x = layer(way)
+def test_captured_and_replayed(algorithm: Algorithm) -> None:
+    made, x = layer(algorithm)
     step(made, x)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -155,9 +153,9 @@ def test_captured_and_replayed(way: Way) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, step(made, x), strict=True))
 
 
-def test_two_streams_at_once(way: Way) -> None:
-    """Two launches whose programs wait for each other must not take each other's places."""
-    made, x = layer(way)
+def test_two_streams_at_once(algorithm: Algorithm) -> None:
+    """Two launches whose programs wait for each other must not deadlock each other."""
+    made, x = layer(algorithm)
     with torch.inference_mode():
         expected = made(x)[0]
         streams = [torch.cuda.Stream(), torch.cuda.Stream()]
@@ -172,25 +170,25 @@ def test_two_streams_at_once(way: Way) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_a_device_that_is_not_the_current_one(backend: str) -> None:
-    made, x = layer(of(backend, "grid"))
+    made, x = layer(of(backend, "persistent_grid"))
     expected = step(made, x)
     for found, same in zip(step(made.to("cuda:1"), x.to("cuda:1")), expected, strict=True):
         assert found.device.index == 1 and torch.equal(found.cpu(), same.cpu())
 
 
-def test_compiled_by_pytorch(way: Way) -> None:
-    made, x = layer(way)
+def test_compiled_by_pytorch(algorithm: Algorithm) -> None:
+    made, x = layer(algorithm)
     traced = torch.compile(made, fullgraph=True)
     for found, expected in zip(step(traced, x), step(made, x), strict=True):
         torch.testing.assert_close(found, expected)
 
 
 def test_after_running_out_of_memory_the_next_call_is_fine(backend: str) -> None:
-    way = of(backend, "block")
-    made, x = layer(way)
+    algorithm = of(backend, "persistent_block")
+    made, x = layer(algorithm)
     expected = step(made, x)
     _, total = torch.cuda.mem_get_info()
-    T = total // (2 * 4 * 2 * way.H) + 1  # gates of that many steps need more than there is
+    T = total // (2 * 4 * 2 * algorithm.H) + 1  # gates of that many steps need more than there is
     with pytest.raises(torch.OutOfMemoryError):
         made(x[:1, :1].expand(T, 1, -1))
     assert all(torch.equal(a, b) for a, b in zip(step(made, x), expected, strict=True))
@@ -198,7 +196,7 @@ def test_after_running_out_of_memory_the_next_call_is_fine(backend: str) -> None
 
 @pytest.mark.timeout(600)
 def test_random_shapes(backend: str) -> None:
-    """A thousand calls, PyTorch's own kernel as the measure (float32, exact products)."""
+    """A thousand calls, compared with PyTorch's own kernel (float32, exact products)."""
     generator = random.Random(11)
     for k in range(1000):
         pick = generator.choice
@@ -220,28 +218,30 @@ def test_random_shapes(backend: str) -> None:
             assert ((mine[name] - expected).abs().max() / scale) < 1e-4, (case, name)
 
 
-@pytest.mark.parametrize("number", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("compute_type", ["float32", "tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("H", [50, 128, 192, 301, 384, 768, 1024, 1537])
-def test_sizes_of_real_models(H: int, number: str, backend: str) -> None:
+def test_sizes_of_real_models(H: int, compute_type: str, backend: str) -> None:
     case = Case(T=12, B=9, I=64, H=H, layers=2, bidirectional=True)
-    if number == "tf32":
+    if compute_type == "tf32":
         check_tf32(case, backend, "cuda")
     else:
-        check_case(case, backend, getattr(torch, number), "cuda")
+        check_case(case, backend, getattr(torch, compute_type), "cuda")
 
 
 @pytest.mark.parametrize("proj", [0, 48])
 @pytest.mark.parametrize("kind", ["packed", "lengths+reset"])
-def test_every_kind_of_call(kind: str, proj: int, way: Way) -> None:
-    case = Case(T=6, B=way.B, I=way.I, H=way.H, bidirectional=True, kind=kind, proj=proj, cells=True)
-    check_case(case, way.backend, torch.bfloat16, "cuda")
+def test_every_kind_of_call(kind: str, proj: int, algorithm: Algorithm) -> None:
+    case = Case(
+        T=6, B=algorithm.B, I=algorithm.I, H=algorithm.H, bidirectional=True, kind=kind, proj=proj, cells=True
+    )
+    check_case(case, algorithm.backend, torch.bfloat16, "cuda")
 
 
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 @pytest.mark.timeout(600)
 def test_under_the_sanitizer(tool: str, backend: str) -> None:
-    """Every way; each tensor in memory of its own, so that what lies beside it belongs to nobody."""
+    """Every algorithm; each tensor in an allocation of its own, so that accesses beyond it are found."""
     script = (
         "import torch, cnnlstm_fast\n"
         "place = {'device': 'cuda', 'dtype': torch.bfloat16}\n"
@@ -260,16 +260,16 @@ def test_under_the_sanitizer(tool: str, backend: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
-@pytest.mark.parametrize("cluster", [False, True], ids=["grid", "cluster"])
-def test_what_waits_in_vain_ends_with_an_error(cluster: bool) -> None:
-    """Of the CUDA kernels, by their watch over waiting. A process that has lost the GPU so is of no more use."""
+@pytest.mark.parametrize("cluster", [False, True], ids=["persistent_grid", "persistent_cluster"])
+def test_an_endless_wait_ends_with_an_error(cluster: bool) -> None:
+    """The CUDA kernels have a time limit of waits. In a separate process, which cannot use the GPU afterwards."""
     require_backend("cuda")
     if cluster:
         require_clusters()
     script = (
         "import sys, time\n"
         "from cnnlstm_fast import _native\n"
-        "_native._C.micro_launch()\n"  # the GPU is set up
+        "_native._C.micro_launch()\n"  # initialises the GPU
         "start = time.perf_counter()\n"
         "try:\n"
         f"    _native._C.micro_hang({cluster})\n"
@@ -280,7 +280,7 @@ def test_what_waits_in_vain_ends_with_an_error(cluster: bool) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert "a block waited for the others for too long" in done.stdout  # the kernel's own words
+    assert "a block waited for the others for too long" in done.stdout  # the kernel's own message
     seconds, error = done.stderr.splitlines()[-1].split(maxsplit=1)
     assert "(cudaError" in error and 0.1 < float(seconds) < 5, done.stderr
-    assert torch.ones(3, device="cuda").sum() == 3  # others still have it
+    assert torch.ones(3, device="cuda").sum() == 3  # other processes can still use it

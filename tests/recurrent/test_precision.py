@@ -87,5 +87,5 @@ def test_both_backends_obey_it_in_float32_alone(precision: str) -> None:
         tf32 = precision == "tf32"
         assert allows_tf32() == tf32
         assert products(torch.float32) == ("tf32" if tf32 else "tf32x3")
-        assert cuda_plan.number(torch.float32) == ("tf32" if tf32 else "float32")
-        assert products(torch.bfloat16) == "tf32" and cuda_plan.number(torch.bfloat16) == "bfloat16"
+        assert cuda_plan.compute_type(torch.float32) == ("tf32" if tf32 else "float32")
+        assert products(torch.bfloat16) == "tf32" and cuda_plan.compute_type(torch.bfloat16) == "bfloat16"

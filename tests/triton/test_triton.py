@@ -1,5 +1,5 @@
-"""The Triton kernels, interpreted where there is no GPU: every way to run the recurrence, beside what all backends
-have to pass (test_backends.py)."""
+"""The Triton kernels, interpreted where there is no GPU: every algorithm, in addition to the tests of all backends
+(test_backends.py)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # More units than a program has, more sequences than a tile, and sizes that fill neither.
 PLANS = {
-    "block": lambda H: plan.Plan("block", plan.power_of_two(H), 16, 4, 4),
-    "grid": lambda H: plan.Plan("grid", 16, 16, 4, 4),
-    "grid of wide tiles": lambda H: plan.Plan("grid", 32, 32, 4, 4),
-    "stream": lambda H: plan.Plan("stream", 16, 16, 4, 4),
-    "stream of uneven tiles": lambda H: plan.Plan("stream", 32, 16, 4, 4),
+    "persistent_block": lambda H: plan.Plan("persistent_block", plan.power_of_two(H), 16, 4, 4),
+    "persistent_grid": lambda H: plan.Plan("persistent_grid", 16, 16, 4, 4),
+    "persistent_grid of wide tiles": lambda H: plan.Plan("persistent_grid", 32, 32, 4, 4),
+    "streaming": lambda H: plan.Plan("streaming", 16, 16, 4, 4),
+    "streaming of uneven tiles": lambda H: plan.Plan("streaming", 32, 16, 4, 4),
 }
 
 CASES = [
@@ -48,11 +48,14 @@ def _nan_memory():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("way", PLANS)
+@pytest.mark.parametrize("algorithm", PLANS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_way(case: Case, way: str, dtype: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recurrence, "plan", lambda device, H, *_: PLANS[way](H))
-    if way == "grid of wide tiles":  # as many sums beside each other as only large sizes have
+def test_every_algorithm(
+    case: Case, algorithm: str, dtype: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrence, "plan", lambda device, H, *_: PLANS[algorithm](H))
+    if algorithm == "persistent_grid of wide tiles":
+        # as many independent sums as only large sizes have
         found = plan.Plan.forward
         monkeypatch.setattr(
             plan.Plan,
@@ -63,10 +66,12 @@ def test_every_way(case: Case, way: str, dtype: str, device: str, monkeypatch: p
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("way", PLANS)
+@pytest.mark.parametrize("algorithm", PLANS)
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)
-def test_gate_inputs_in_chunks(case: Case, way: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of them at a time: the states go from launch to launch, the end of a sequence lies in any."""
+def test_gate_inputs_in_chunks(
+    case: Case, algorithm: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps at a time: the states pass from launch to launch, and sequences end in any of them."""
     seen = []
     chunks = sequence.Sequence.chunks
 
@@ -76,7 +81,7 @@ def test_gate_inputs_in_chunks(case: Case, way: str, device: str, monkeypatch: p
             yield chunk
 
     monkeypatch.setattr(sequence.Sequence, "chunks", noted)
-    monkeypatch.setattr(recurrence, "plan", lambda device, H, *_: PLANS[way](H))
+    monkeypatch.setattr(recurrence, "plan", lambda device, H, *_: PLANS[algorithm](H))
     D = 2 if case.bidirectional else 1
     monkeypatch.setattr(recurrence, "MOST_GATE_INPUTS", 2 * case.B * 16 * case.H * D)
     check_case(case, "triton", torch.float32, device)

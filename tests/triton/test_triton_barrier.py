@@ -1,5 +1,5 @@
-"""The barrier (kernels/barrier.py): a model of its protocol, gone through in every order in which
-programs can run, and the kernels themselves with their programs truly interleaved."""
+"""The barrier (kernels/barrier.py): a model of its protocol, checked for every order in which
+programs can run, and the kernels themselves with interleaved programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cnnlstm_fast.kernels.interpreter import running
 # What a program does for an item of a step, in this order. "publish" is the release: stores made before it can be seen
 # by all.
 PROTOCOL = ("wait", "read", "store", "publish and arrive")
-PLANES = 2  # that are written in turn
+PLANES = 2  # that are written alternately
 
 # For each program (step, number of its item, action); for each item what was stored and published; arrivals of each
 # tile.
@@ -91,8 +91,8 @@ def explore(
 
 
 def _all_end(after: dict[State, set[State]], steps: int) -> bool:
-    """No state but the end is without a way on; a program's own steps only grow, so no other loop exists."""
-    return all(ways or all(step == steps for step, *_ in state[0]) for state, ways in after.items())
+    """No state but the end is a dead end; a program's own steps only grow, so there is no loop."""
+    return all(following or all(step == steps for step, *_ in state[0]) for state, following in after.items())
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def _all_end(after: dict[State, set[State]], steps: int) -> bool:
         (2, 1, 2, 5),
         (3, 1, 3, 3),
         (4, 1, 4, 2),
-        # programs that walk over several items
+        # programs that loop over several items
         (3, 1, 2, 4),
         (2, 2, 2, 4),
         (2, 2, 3, 3),
@@ -126,8 +126,8 @@ def test_a_broken_protocol_is_found() -> None:
 
 
 class Turns:
-    """Runs the programs of a launch in threads of which one goes at a time; at every atomic operation the turn passes
-    to another, drawn at random."""
+    """Runs the programs of a launch in threads, one at a time; at every atomic operation another one, drawn at random,
+    continues."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -210,7 +210,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     ):
         kernel = getattr(recurrence, name)
         monkeypatch.setattr(recurrence, name, _Launches(kernel, all_at_once))
-    # as on a GPU: one launch for all steps; those that stream have several items each
+    # as on a GPU: one launch for all steps; with streaming they have several items each
     device = plan.Device("interleaved", 0, 3, 232448)
     monkeypatch.setattr(recurrence, "device_of", lambda index: device)
     yield turns
@@ -228,7 +228,7 @@ class _Launches:
 
 
 @pytest.mark.skipif(not running(), reason="of the interpreter alone")
-@pytest.mark.parametrize("way", ["grid", "stream"])
+@pytest.mark.parametrize("algorithm", ["persistent_grid", "streaming"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -239,9 +239,9 @@ class _Launches:
     ids=str,
 )
 def test_programs_that_wait_for_each_other(
-    case: Case, way: str, turns: Turns, monkeypatch: pytest.MonkeyPatch
+    case: Case, algorithm: str, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recurrence, "plan", lambda *_: plan.Plan(way, 16, 16, 4, 4))
+    monkeypatch.setattr(recurrence, "plan", lambda *_: plan.Plan(algorithm, 16, 16, 4, 4))
     with nan_memory():
         check_case(case, "triton", torch.float32)
     assert turns.switches > 100

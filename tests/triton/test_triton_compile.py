@@ -1,4 +1,4 @@
-"""Every Triton kernel, compiled for GPUs that need not be here, and what a new length costs."""
+"""Every Triton kernel, compiled for GPUs that this machine need not have, and what a new length costs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "triton_compile.py"
 
 
 def compile_for(*arguments: str) -> list[dict[str, Any]]:
-    """In a process of its own: here the kernels may be interpreted."""
+    """In a separate process: in this one the kernels may be interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment
@@ -32,9 +32,13 @@ def compile_for(*arguments: str) -> list[dict[str, Any]]:
 def test_every_plan_compiles_and_fits(sm: int) -> None:
     found = compile_for(str(sm))
     assert {job["kernel"] for job in found} == {
-        *("forward", "forward streamed", "backward", "backward streamed", "entering", "states")
+        *("forward", "forward streamed", "backward", "backward streamed", "previous_hidden", "states")
     }
-    assert {job["plan"][0] for job in found if job["plan"]} == {"block", "grid", "stream"}
+    assert {job["plan"][0] for job in found if job["plan"]} == {
+        "persistent_block",
+        "persistent_grid",
+        "streaming",
+    }
     wrong = [
         job
         for job in found
@@ -44,7 +48,7 @@ def test_every_plan_compiles_and_fits(sm: int) -> None:
 
 
 def test_a_new_length_or_batch_compiles_nothing() -> None:
-    """Numbers that change from call to call take part in no kernel's signature."""
+    """Sizes that change from call to call are part of no kernel's signature."""
     for kernel in compile_for("--signatures"):
         numbers = {
             "first_row",

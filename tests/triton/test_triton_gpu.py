@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_gpu import WAYS, Way, layer, step
+from test_gpu import ALGORITHMS, Algorithm, layer, step
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way.backend == "triton"], ids=str)
-def test_a_new_length_or_batch_compiles_nothing(way: Way) -> None:
+@pytest.mark.parametrize(
+    "algorithm", [algorithm for algorithm in ALGORITHMS if algorithm.backend == "triton"], ids=str
+)
+def test_a_new_length_or_batch_compiles_nothing(algorithm: Algorithm) -> None:
     from cnnlstm_fast.recurrent.backends import triton as backend
 
     backend.kernels()
@@ -27,7 +29,7 @@ def test_a_new_length_or_batch_compiles_nothing(way: Way) -> None:
     def compiled() -> list[int]:
         return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
 
-    made, x = layer(way)
+    made, x = layer(algorithm)
     step(made, x)
     before = compiled()
     for T, fewer in ((1, 0), (16, 1), (17, 0), (32, 2)):

@@ -42,27 +42,29 @@ def test_all_programs_of_a_grid_run_at_once(H: int, D: int, number: int) -> None
         for plan in planning.candidates(GPU, H, B, D, number):
             blocks, tiles, directions = plan.items(H, B, D)
             assert blocks * plan.block_h >= H and tiles * plan.block_b >= B and directions == D
-            if plan.way == "block":
+            if plan.algorithm == "persistent_block":
                 assert blocks == 1
             else:
                 assert math.prod(plan.programs(GPU, H, B, D)) <= GPU.processors
 
 
-def test_the_way_by_size() -> None:
-    def way(H: int, B: int, number: int = 2) -> str:
-        return planning.plan(GPU, H, B, 1, number).way
+def test_the_algorithm_by_size() -> None:
+    block, grid, streaming = "persistent_block", "persistent_grid", "streaming"
 
-    assert [way(H, 8) for H in (16, 64, 128, 256, 1024, 4096)] == ["block"] * 3 + ["grid"] * 2 + ["stream"]
-    assert [way(512, B) for B in (1, 16, 64, 1024)] == ["grid", "grid", "grid", "stream"]
-    assert way(2047, 1) == "stream"
-    assert [way(64, 8, number) for number in (2, 4, 8)] == ["block", "block", "grid"]
-    assert [way(128, 8, number) for number in (2, 4, 8)] == ["block", "grid", "grid"]
+    def algorithm(H: int, B: int, number: int = 2) -> str:
+        return planning.plan(GPU, H, B, 1, number).algorithm
+
+    assert [algorithm(H, 8) for H in (16, 64, 128, 256, 1024, 4096)] == [block] * 3 + [grid] * 2 + [streaming]
+    assert [algorithm(512, B) for B in (1, 16, 64, 1024)] == [grid, grid, grid, streaming]
+    assert algorithm(2047, 1) == streaming
+    assert [algorithm(64, 8, number) for number in (2, 4, 8)] == [block, block, grid]
+    assert [algorithm(128, 8, number) for number in (2, 4, 8)] == [block, grid, grid]
 
 
 def test_tiles_of_streamed_weights_grow_with_the_work() -> None:
     def tile(H: int, B: int) -> tuple[int, int]:
         plan = planning.plan(GPU, H, B, 1, 2)
-        assert plan.way == "stream"
+        assert plan.algorithm == "streaming"
         return plan.block_h, plan.block_b
 
     assert [tile(2048, B) for B in (1, 32, 256, 4096)] == [(16, 16), (16, 32), (32, 64), (32, 64)]
@@ -72,28 +74,30 @@ def test_tiles_of_streamed_weights_grow_with_the_work() -> None:
 def test_the_fastest_is_kept_and_taken_from_the_next_process_on(tmp_path: Path) -> None:
     def measure(size: tune.Size, plan: Plan) -> float:
         return (
-            {"grid": 2.0, "stream": 1.0}[plan.way] + plan.block_b / 100
+            {"persistent_grid": 2.0, "streaming": 1.0}[plan.algorithm] + plan.block_b / 100
             if size[1] == 8
-            else 1.0 + (plan.way == "stream")
+            else 1.0 + (plan.algorithm == "streaming")
         )
 
     path = planning.cached(GPU.name)
     sizes = [(256, B, 1, torch.bfloat16) for B in (8, 16)]
     found = tune.tune(GPU, sizes, measure, path)
     assert path.is_relative_to(tmp_path) and path.name == "a-gpu-that-nobody-has.json"
-    assert {name: plan.way for name, plan in found.items()} == {
-        "K=256 B<=8 D=1 bytes=2": "stream",
-        "K=256 B<=16 D=1 bytes=2": "grid",
+    assert {name: plan.algorithm for name, plan in found.items()} == {
+        "K=256 B<=8 D=1 bytes=2": "streaming",
+        "K=256 B<=16 D=1 bytes=2": "persistent_grid",
     }
-    assert planning.plan(GPU, 200, 5, 1, 2).way == "stream"
-    assert planning.plan(GPU, 200, 9, 1, 2).way == "grid"
-    assert planning.plan(GPU, 200, 5, 2, 2).way == "grid", "never measured: the first that fits"
+    assert planning.plan(GPU, 200, 5, 1, 2).algorithm == "streaming"
+    assert planning.plan(GPU, 200, 9, 1, 2).algorithm == "persistent_grid"
+    assert planning.plan(GPU, 200, 5, 2, 2).algorithm == "persistent_grid", (
+        "never measured: the first that fits"
+    )
 
 
 def test_a_plan_that_does_not_fit_any_more_is_not_taken() -> None:
     path = planning.cached(GPU.name)
     path.parent.mkdir(parents=True)
-    wrong = Plan("grid", 64, 64, 4, 4)
+    wrong = Plan("persistent_grid", 64, 64, 4, 4)
     path.write_text(json.dumps({"plans": {planning.key(256, 8, 1, 2): wrong}}))
     assert planning.plan(GPU, 256, 8, 1, 2) in planning.candidates(GPU, 256, 8, 1, 2)
 

@@ -1,4 +1,4 @@
-"""What the parts of a recurrence's step cost on a GPU: the numbers by which the CUDA kernels' work is split."""
+"""The costs of the parts of a step on a GPU, by which the CUDA kernels' work is split."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cnnlstm_fast import _native
 from ...roofline.ceilings import Ceilings
 
 CLUSTERS = (2, 4, 8, 16)
-NUMBERS = {"piece_float32": 0, "piece_tf32": 1, "piece_16": 2}  # of CnnlstmNumber
+COMPUTE_TYPES = {"piece_float32": 0, "piece_tf32": 1, "piece_16": 2}  # values of CnnlstmComputeType
 # Groups of 8 units of a block: a tile whose bytes cost little, and one eight times as large.
 SMALL, LARGE = 1, 8
 
 
 def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings, issue: float) -> dict[str, float]:
-    """All of CnnlstmCosts (csrc/cuda/plan.h, which tells what each is) of the current GPU.
+    """All of CnnlstmCosts (defined in csrc/cuda/plan.h) of the current GPU.
 
     Args:
         native: the module ``_C``.
@@ -30,7 +30,7 @@ def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings, issue: float) ->
     """
     barrier = native.cuda_block_barrier(threads=512)
     multiprocessors, largest = gpu["multiprocessors"], gpu["largest_cluster"]
-    found = {name: native.micro_piece(number) for name, number in NUMBERS.items()}
+    found = {name: native.micro_piece(compute_type) for name, compute_type in COMPUTE_TYPES.items()}
     found |= {
         "piece_latency": native.micro_piece_latency(),
         "special": native.micro_special(),
@@ -43,10 +43,10 @@ def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings, issue: float) ->
     for blocks in CLUSTERS:
         if blocks <= largest:
             found[f"send_{blocks}"], bandwidth = exchange(True, blocks)
-            # of the cluster that most calls will have
+            # of the cluster size that most calls use
             if blocks <= 8:
                 found["cluster"] = bandwidth
-    # A grid's exchange has a barrier of its own, which plans count apart, as they do the bytes through L2.
+    # A grid's exchange includes a barrier, which plans count separately, like the bytes through L2.
     found["word"] = max(exchange(False, min(32, multiprocessors))[0] - barrier, 0.0)
     return found | {
         "l2_sm": native.micro_l2(1),
@@ -60,8 +60,8 @@ def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings, issue: float) ->
 
 
 def issue_time() -> float:
-    """Nanoseconds that the CPU takes to hand over a product of PyTorch's, one so small that the GPU keeps up: the best
-    of a few hundred in a row, fewer than the GPU's queue holds."""
+    """Nanoseconds that the CPU takes to launch a PyTorch product that is so small that the GPU keeps up: the best mean
+    of a few hundred in a row, fewer than the launch queue holds."""
     products, found = 300, float("inf")
     a, out = (torch.zeros(16, 16, device="cuda") for _ in range(2))
     for _ in range(8):
@@ -74,16 +74,16 @@ def issue_time() -> float:
 
 
 def sweeps(native: Any, gpu: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Nanoseconds of an exchange by the number of blocks, for small and large tiles of a forward pass: what a single
-    number does not tell."""
+    """Nanoseconds of an exchange by the number of blocks, for small and large tiles of a forward pass: more
+    detail than the fitted costs."""
     multiprocessors = gpu["multiprocessors"]
     grids = sorted({n for n in (2, 4, 8, 16, 32, 64, 96, multiprocessors) if n <= multiprocessors})
-    ways = {"cluster": [n for n in CLUSTERS if n <= gpu["largest_cluster"]], "grid": grids}
+    places = {"cluster": [n for n in CLUSTERS if n <= gpu["largest_cluster"]], "grid": grids}
     return {
-        f"{way}, {groups} groups a block": {
-            str(blocks): native.micro_exchange(way == "cluster", False, groups, blocks) for blocks in counts
+        f"{place}, {groups} groups a block": {
+            str(blocks): native.micro_exchange(place == "cluster", False, groups, blocks) for blocks in counts
         }
-        for way, counts in ways.items()
+        for place, counts in places.items()
         for groups in (SMALL, 4)
     }
 
@@ -91,7 +91,7 @@ def sweeps(native: Any, gpu: dict[str, Any]) -> dict[str, dict[str, float]]:
 def _latency_and_bandwidth(
     exchange: Callable[[bool, bool, int, int], float], barrier: float, cluster: bool, blocks: int
 ) -> tuple[float, float]:
-    """Nanoseconds of an exchange of no bytes, and bytes per nanosecond that arrive at a block, by two tiles."""
+    """Nanoseconds of an exchange of no bytes, and bytes per nanosecond that arrive at a block, fitted to two tiles."""
     small, large = (exchange(cluster, True, groups, blocks) for groups in (SMALL, LARGE))
     tile = 8 * 8 * 8 * blocks  # bytes of a group in all blocks: units, sequences, four gates of two bytes
     more = (LARGE - SMALL) * tile
@@ -109,6 +109,6 @@ def missing() -> str | None:
 
 
 def row(name: str, found: dict[str, float]) -> str:
-    """What ``csrc/cuda/costs.cpp`` is to hold for this GPU."""
+    """The row of ``csrc/cuda/costs.cpp`` for this GPU."""
     numbers = ", ".join(f"{cost:.4g}" for cost in found.values())
     return f'    {{"{name}", {{{numbers}}}}},'

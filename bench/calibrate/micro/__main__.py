@@ -1,6 +1,6 @@
-"""``python -m bench.calibrate.micro``: measures what the parts of a recurrence's step cost on this GPU.
+"""``python -m bench.calibrate.micro``: measures the costs of the parts of a step on this GPU.
 
-Prints every number and the row for ``csrc/cuda/costs.cpp``, by which the CUDA kernels' work is split on such a GPU from
+Prints every cost and the row for ``csrc/cuda/costs.cpp``, by which the CUDA kernels' work is split on such a GPU from
 the next build on. Exit status: 3 without a GPU or without the CUDA part.
 """
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert native is not None
     name, gpu = native.cuda_devices()[0]["name"], native.cuda_gpu(0)
     found = costs(native, gpu, ceilings.measure("cuda:0"), issue_time())
-    # the names and their order are the table's
+    # in the order of the table
     found = {cost: found[cost] for cost in gpu["costs"]}
     document = {
         "gpu": name,

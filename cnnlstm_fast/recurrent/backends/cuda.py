@@ -1,7 +1,7 @@
 """Fused CUDA kernels for NVIDIA GPUs (csrc/cuda), compiled into the operator.
 
 Tests run the same kernels on CPU tensors: a library of their own holds them compiled for the CPU. That is the only use
-of ``forward`` and ``backward`` here, since the compiled operator takes CUDA tensors before it comes to them.
+of ``forward`` and ``backward`` here, since the compiled operator handles CUDA tensors itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .base import Backend, MeasuredSpeed, Outputs
 from .cuda_plan import describe
 
 OLDEST = 80
-"""Compute capability times ten: earlier GPUs have no bfloat16, and no copies beside the computation."""
+"""Compute capability times ten: earlier GPUs have neither bfloat16 nor asynchronous copies."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,7 +29,7 @@ _host: Any = None
 
 
 def load_host_library(path: Path) -> None:
-    """From now on the backend takes CPU tensors, too."""
+    """From now on the backend also takes CPU tensors."""
     global _host
     torch.ops.load_library(str(path))
     _host = torch.ops.cnnlstm_emulator
@@ -64,8 +64,8 @@ def _missing(sm: int) -> str | None:
 
 
 def has_code(archs: Sequence[str], sm: int) -> bool:
-    """Whether a build for these architectures runs there: their code within a major version, that of a suffix a on the
-    very same alone, and on all later ones the newest without a suffix, which is kept as PTX, too."""
+    """Whether a build for these architectures runs there: code runs within its major version, with the suffix a only on
+    the same architecture; the newest one without a suffix is also kept as PTX, which runs on all later ones."""
     newest = max((int(arch) for arch in archs if arch.isdigit()), default=None)
 
     def runs(arch: str) -> bool:
@@ -77,7 +77,7 @@ def has_code(archs: Sequence[str], sm: int) -> bool:
 
 def _pace(spec: LSTMSpec) -> MeasuredSpeed | None:
     if spec.device == "cpu":
-        return MeasuredSpeed(True, "its kernels are compiled for the CPU here, which is for tests alone")
+        return MeasuredSpeed(True, "its kernels are compiled for the CPU, for tests only")
     return measured.measured_speed_on_gpu(spec, "cuda")
 
 

@@ -19,7 +19,7 @@ from . import measured
 from .base import Backend, MeasuredSpeed, Outputs
 
 OLDEST = 8
-"""Major compute capability: earlier GPUs have no bfloat16, and were never compiled for."""
+"""Major compute capability: earlier GPUs have no bfloat16 and are not supported."""
 
 
 def _supports(spec: LSTMSpec) -> str | None:
@@ -43,7 +43,7 @@ def _pace(spec: LSTMSpec) -> MeasuredSpeed | None:
 
 @cache
 def kernels() -> ModuleType:
-    """The module that holds the operator's two passes. In a checkout that was not installed, the folder kernels lies
+    """The module that holds the operator's two passes. In a checkout that is not installed, the folder kernels lies
     beside the package, not in it."""
     name = "cnnlstm_fast.kernels"
     if importlib.util.find_spec(name) is None:

@@ -44,9 +44,9 @@ CurrentStream find_current_stream() {
 
 }  // namespace
 
-CnnlstmPlan plan_on(at::Device device, bool backward, int number, int64_t H, int64_t B, int64_t D) {
+CnnlstmPlan plan_on(at::Device device, bool backward, int compute_type, int64_t H, int64_t B, int64_t D) {
   CnnlstmPlan plan;
-  TORCH_CHECK(cnnlstm_plan(&gpu(device), backward, number, H, B, static_cast<int>(D), &plan) == 0,
+  TORCH_CHECK(cnnlstm_plan(&gpu(device), backward, compute_type, H, B, static_cast<int>(D), &plan) == 0,
               "There is no plan for hidden_size ", H, " and ", B, " sequences.");
   return plan;
 }
@@ -54,12 +54,12 @@ CnnlstmPlan plan_on(at::Device device, bool backward, int number, int64_t H, int
 void* current_stream(at::Device device) {
   static const CurrentStream find = find_current_stream();
   void* stream = nullptr;
-  TORCH_CHECK(find(device.index(), &stream) == 0, "PyTorch does not tell the current stream of ", device,
+  TORCH_CHECK(find(device.index(), &stream) == 0, "PyTorch does not report the current stream of ", device,
               ".");
   return stream;
 }
 
-// The switch that nn.LSTM obeys on a GPU, as cnnlstm_fast/recurrent/precision.py reads it, too.
+// The setting that nn.LSTM follows on a GPU, as cnnlstm_fast/recurrent/precision.py reads it, too.
 bool wants_tf32() {
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
          at::Float32Precision::TF32;

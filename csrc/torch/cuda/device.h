@@ -1,4 +1,4 @@
-// What the driver asks of the device that its tensors are on: device.cpp answers for a GPU,
+// What the operators need to know of the device of their tensors: device.cpp implements it for a GPU,
 // ../emulator/ops.cpp for the CPU that runs the same kernels in tests.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace cnnlstm {
 
-CnnlstmPlan plan_on(at::Device device, bool backward, int number, int64_t H, int64_t B, int64_t D);
+CnnlstmPlan plan_on(at::Device device, bool backward, int compute_type, int64_t H, int64_t B, int64_t D);
 
 void* current_stream(at::Device device);
 
@@ -16,7 +16,7 @@ void* current_stream(at::Device device);
 bool wants_tf32();
 
 // Bytes of gate inputs that exist at once, unless one step has more. Each chunk of them costs a launch that
-// loads the weights anew.
+// loads the weights again.
 int64_t most_gate_inputs();
 
 }  // namespace cnnlstm

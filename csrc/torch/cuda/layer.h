@@ -23,7 +23,7 @@ void layer_forward(const Layer& layer, const Rows& rows, const at::Tensor& x, co
                    const at::Tensor& c0, const at::Tensor& h_n, const at::Tensor& c_n,
                    const at::Tensor& output, const at::Tensor& cells, const at::Tensor& gates);
 
-// What the forward pass was given, and left.
+// Inputs and results of the forward pass.
 struct LayerPast {
   at::Tensor x, h0, c0, output, cells, gates;
 };

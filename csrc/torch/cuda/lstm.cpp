@@ -14,8 +14,7 @@ namespace cnnlstm {
 
 namespace {
 
-// Where exact products are asked for, those around the recurrence are exact, too, whatever their own switch
-// says.
+// Where exact products are requested, those around the recurrence are exact, too, whatever their own setting.
 class ExactProducts {
  public:
   ExactProducts() {

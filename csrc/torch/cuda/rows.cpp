@@ -58,7 +58,7 @@ std::vector<Chunk> Rows::chunks(int64_t D, int64_t rows) const {
   return found;
 }
 
-at::Tensor Rows::numbers() const {
+at::Tensor Rows::indices() const {
   return at::arange(B, at::TensorOptions().dtype(at::kLong).device(device_));
 }
 
@@ -71,7 +71,7 @@ at::Tensor Rows::first_time(int64_t direction) const {
 at::Tensor Rows::first(int64_t direction) const {
   const at::Tensor time = first_time(direction);
   const at::Tensor start = offsets_.defined() ? offsets_.index_select(0, time) : time * B;
-  return (start + numbers()).clamp_(0, N - 1);
+  return (start + indices()).clamp_(0, N - 1);
 }
 
 at::Tensor Rows::some() const { return lengths_.defined() ? (lengths_ > 0).unsqueeze(1) : at::Tensor(); }

@@ -38,7 +38,7 @@ class Rows {
  private:
   int64_t start(int64_t time) const;
   at::Tensor first_time(int64_t direction) const;
-  at::Tensor numbers() const;  // 0 to B - 1
+  at::Tensor indices() const;  // 0 to B - 1
 
   at::Device device_;
   at::Tensor lengths_;           // (B) int64, undefined: all T

@@ -11,7 +11,7 @@ namespace cnnlstm {
 
 namespace {
 
-int number_of(at::ScalarType dtype) {
+int compute_type_of(at::ScalarType dtype) {
   if (dtype == at::kBFloat16) return CNNLSTM_BFLOAT16;
   if (dtype == at::kHalf) return CNNLSTM_FLOAT16;
   return wants_tf32() ? CNNLSTM_TF32 : CNNLSTM_FLOAT32;
@@ -20,7 +20,7 @@ int number_of(at::ScalarType dtype) {
 const void* read(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 void* written(const at::Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
 
-// A function of cuda/recurrence.h, whose error becomes an exception.
+// Calls a function of cuda/recurrence.h; an error becomes an exception.
 template <typename Launch, typename... Arguments>
 void call(Launch launch, Arguments... arguments) {
   std::array<char, 512> message{};
@@ -92,7 +92,7 @@ void run_forward(const std::function<GateInputs(const Chunk&)>& gate_inputs, con
                  const at::Tensor& gates) {
   const int64_t D = c0.size(0), B = c0.size(1), H = c0.size(2);
   CnnlstmForward pass{};
-  pass.number = number_of(c0.scalar_type());
+  pass.compute_type = compute_type_of(c0.scalar_type());
   pass.D = static_cast<int>(D);
   pass.H = H;
   pass.rows = rows.raw();
@@ -104,7 +104,7 @@ void run_forward(const std::function<GateInputs(const Chunk&)>& gate_inputs, con
   pass.output = written(output);
   pass.cells = written(cells);
   pass.gates = written(gates);
-  const CnnlstmPlan plan = plan_on(c0.device(), false, pass.number, H, B, D);
+  const CnnlstmPlan plan = plan_on(c0.device(), false, pass.compute_type, H, B, D);
   void* stream = current_stream(c0.device());
   const at::Tensor exchange = exchange_of(plan, c0);
   Passing states(h0, c0, h_n, c_n);
@@ -116,7 +116,7 @@ void run_forward(const std::function<GateInputs(const Chunk&)>& gate_inputs, con
       pass.gate_inputs_rows[d] = chunk.count[d];
     }
     pass.gate_inputs_stride = inputs.of[0].stride(0);
-    if (plan.way != CNNLSTM_STEP) {
+    if (plan.algorithm != CNNLSTM_PER_STEP) {
       states.through(pass, chunk.begin, chunk.end,
                      [&] { call(cnnlstm_forward, &pass, &plan, written(exchange), stream); });
       continue;
@@ -139,7 +139,7 @@ at::Tensor run_backward(const Gradients& of, const at::Tensor& cells, const at::
   const int64_t D = c0.size(0), B = c0.size(1), H = c0.size(2);
   const at::Tensor found = at::empty({rows.N, D * 4 * H}, c0.options());
   CnnlstmBackward pass{};
-  pass.number = number_of(c0.scalar_type());
+  pass.compute_type = compute_type_of(c0.scalar_type());
   pass.D = static_cast<int>(D);
   pass.H = H;
   pass.rows = rows.raw();
@@ -154,9 +154,9 @@ at::Tensor run_backward(const Gradients& of, const at::Tensor& cells, const at::
   pass.grad_h0 = written(grad_h0);
   pass.grad_c0 = written(grad_c0);
   pass.gate_gradients = written(found);
-  const CnnlstmPlan plan = plan_on(c0.device(), true, pass.number, H, B, D);
+  const CnnlstmPlan plan = plan_on(c0.device(), true, pass.compute_type, H, B, D);
   void* stream = current_stream(c0.device());
-  if (plan.way != CNNLSTM_STEP) {
+  if (plan.algorithm != CNNLSTM_PER_STEP) {
     const at::Tensor exchange = exchange_of(plan, c0);
     call(cnnlstm_backward, &pass, &plan, written(exchange), stream);
     return found;
@@ -181,7 +181,7 @@ at::Tensor run_backward(const Gradients& of, const at::Tensor& cells, const at::
 at::Tensor entering_states(const at::Tensor& output, const at::Tensor& h0, const Rows& rows) {
   const int64_t D = h0.size(0), H = h0.size(2);
   const at::Tensor found = at::empty({D, rows.N, H}, output.options());
-  const CnnlstmEntering arguments{number_of(h0.scalar_type()),
+  const CnnlstmEntering arguments{compute_type_of(h0.scalar_type()),
                                   static_cast<int>(D),
                                   H,
                                   rows.raw(),
@@ -195,8 +195,13 @@ at::Tensor entering_states(const at::Tensor& output, const at::Tensor& h0, const
 at::Tensor hidden_states(const at::Tensor& cells, const at::Tensor& gates) {
   const int64_t D = cells.size(0), N = cells.size(1), H = cells.size(2);
   const at::Tensor found = at::empty({N, D * H}, cells.options());
-  const CnnlstmStates arguments{
-      number_of(cells.scalar_type()), static_cast<int>(D), H, N, read(gates), read(cells), written(found)};
+  const CnnlstmStates arguments{compute_type_of(cells.scalar_type()),
+                                static_cast<int>(D),
+                                H,
+                                N,
+                                read(gates),
+                                read(cells),
+                                written(found)};
   call(cnnlstm_states, &arguments, current_stream(cells.device()));
   return found;
 }

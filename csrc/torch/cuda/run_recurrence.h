@@ -22,7 +22,7 @@ struct GateInputs {
   at::Tensor of[2];
 };
 
-// a b, summed up and kept in float32.
+// a b, accumulated and returned in float32.
 at::Tensor product(const at::Tensor& a, const at::Tensor& b);
 
 // Fills h_n and c_n (D, B, H) and output (N, D*H), and of cells (D, N, H) and gates (D, N, 4H) what is

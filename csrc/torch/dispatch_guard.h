@@ -1,11 +1,11 @@
-// The kernels call ATen below autograd and autocast: both have had their say when the operator is reached.
+// While it lives, ATen calls skip autograd and autocast, which have already been applied to the operator.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
 
 namespace cnnlstm {
 
-struct BelowAutogradAndAutocast {
+struct DispatchGuard {
   at::AutoDispatchBelowADInplaceOrView autograd;
   c10::impl::ExcludeDispatchKeyGuard autocast{c10::autocast_dispatch_keyset};
 };

@@ -1,4 +1,4 @@
-// The physical limits of the current GPU that a kernel is measured against. C++ callers see no CUDA header.
+// The roofline and the latencies of the current GPU. C++ callers see no CUDA header.
 //
 // Every function works on the default stream, takes the best of a few timed launches after an untimed one,
 // subtracts nothing, frees what it took, and returns -1 and fills `message` on an error.

@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_GRID, false)
+CNNLSTM_COMPILE_ALGORITHM(CNNLSTM_PERSISTENT_CLUSTER, false)
 
 }  // namespace cnnlstm

@@ -1,4 +1,4 @@
-#include "benchmarks/ceilings_cpu.h"
+#include "benchmarks/roofline_cpu.h"
 
 #include <algorithm>
 #include <chrono>
@@ -12,8 +12,8 @@ namespace cnnlstm {
 namespace {
 
 // Each reader sums `count` floats (a multiple of 256) with accumulators enough to hide the latency of the
-// sum; each burner does `rounds` rounds of fused multiply-adds and says how many floating-point operations a
-// round has.
+// sum; each burner does `rounds` rounds of fused multiply-adds and gives the floating-point operations of a
+// round.
 using Reader = float (*)(const float* data, std::size_t count);
 struct Burner {
   float (*run)(std::size_t rounds);
@@ -95,7 +95,7 @@ Burner burner() {
 }
 
 // Best rate, in work per nanosecond, of `burst` repeated for `seconds`. The best burst and not the mean: a
-// limit is what the machine does when nobody disturbs it.
+// limit is what the machine reaches undisturbed.
 template <typename Burst>
 double best_rate(double work, double seconds, Burst burst) {
   using Clock = std::chrono::steady_clock;

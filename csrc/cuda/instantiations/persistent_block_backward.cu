@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_BLOCK, true)
+CNNLSTM_COMPILE_ALGORITHM(CNNLSTM_PERSISTENT_BLOCK, true)
 
 }  // namespace cnnlstm

@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_STREAM, true)
+CNNLSTM_COMPILE_ALGORITHM(CNNLSTM_PERSISTENT_CLUSTER, true)
 
 }  // namespace cnnlstm

@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_GRID, true)
+CNNLSTM_COMPILE_ALGORITHM(CNNLSTM_PERSISTENT_GRID, true)
 
 }  // namespace cnnlstm

@@ -12,10 +12,10 @@ from .steps import active_at, kept_at, lengths_of, rows_of, time_of
 
 
 @triton.jit(do_not_specialize=["T", "B", "N", "H"])
-def entering_kernel(
+def previous_hidden_kernel(
     output,  # (N, D*H)
     h0,  # (D, B, H)
-    entering,  # (D, N, H): written; zero where the state is reset and where a sequence has ended
+    previous_hidden,  # (D, N, H): written; zero where the state is reset and where a sequence has ended
     lengths,  # (B,) int64, or None
     offsets,  # (T,) int64: first row of a packed sequence's steps, or None
     reset,  # (T, B) int32, or None
@@ -23,11 +23,11 @@ def entering_kernel(
     B,
     N,
     H,
-    MULTIPLE: tl.constexpr,  # H is one of this power of two, which lets wide loads be made
+    MULTIPLE: tl.constexpr,  # divides H: a power of two, which allows wide loads
     BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    H = H // MULTIPLE * MULTIPLE  # which the compiler reads as a promise
+    H = H // MULTIPLE * MULTIPLE  # tells the compiler that MULTIPLE divides H
     s, tile, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch = tile * BLOCK_B + tl.arange(0, BLOCK_B)
     length = lengths_of(batch, T, B, lengths)
@@ -46,4 +46,4 @@ def entering_kernel(
         passed = output + before[:, None] * (D * H) + direction * H + unit
         first = h0 + (tl.cast(direction, tl.int64) * B + batch)[:, None] * H + unit
         h = tl.load(tl.where(going[:, None], passed, first), mask=exists & kept[:, None], other=0.0)
-        tl.store(entering + rows[:, None] * H + unit, h, mask=exists & written[:, None])
+        tl.store(previous_hidden + rows[:, None] * H + unit, h, mask=exists & written[:, None])

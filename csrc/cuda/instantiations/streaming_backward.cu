@@ -2,6 +2,6 @@
 
 namespace cnnlstm {
 
-CNNLSTM_COMPILE_WAY(CNNLSTM_STREAM, false)
+CNNLSTM_COMPILE_ALGORITHM(CNNLSTM_STREAMING, true)
 
 }  // namespace cnnlstm

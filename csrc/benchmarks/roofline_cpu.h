@@ -1,12 +1,11 @@
-// The physical limits that a kernel is measured against: what one core of this machine reaches, for the
-// thread that calls.
+// The roofline of one core, measured on the calling thread.
 #pragma once
 
 #include <cstddef>
 
 namespace cnnlstm {
 
-// GB/s of reading a buffer of `bytes` over and over for about `seconds`: the bandwidth of the smallest cache
+// GB/s of reading a buffer of `bytes` repeatedly for about `seconds`: the bandwidth of the smallest cache
 // that holds it, or of the memory. Throws std::bad_alloc.
 double read_bandwidth(std::size_t bytes, double seconds);
 

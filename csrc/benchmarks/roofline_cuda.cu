@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "benchmarks/ceilings_cuda.h"
 #include "benchmarks/measure.cuh"
+#include "benchmarks/roofline_cuda.h"
 #include "cuda/guarded.h"
 
 using namespace cnnlstm;
