@@ -89,6 +89,7 @@ def test_a_wheel_without_libraries_is_pure_and_holds_the_reason(
     stale = tree / "build" / "lib" / "cnnlstm_fast"
     stale.mkdir(parents=True)
     (stale / "libcnnlstm_fast.so").write_text("")
+    (stale / "libcnnlstm_cuda.so").write_text("")
     (tree / "cnnlstm_fast" / "_C.so").write_text("")
     done = setup_py(tree, "bdist_wheel", **switches)
     assert done.returncode == 0, done.stderr
@@ -125,6 +126,13 @@ def test_the_build_of_this_tree_did_not_break() -> None:
         assert " failed: " not in _native.notes.get(key, "")
     if _native.notes.get("native"):
         assert _native.available, _native.reason
+
+
+@pytest.mark.skipif(not _native.notes.get("cuda"), reason="the package was built without CUDA")
+def test_the_device_code_is_in_one_library() -> None:
+    """The name of its section stands in the library's table of section names."""
+    holding = [path.name for path in PACKAGE.glob("*.so") if b"\0.nv_fatbin\0" in path.read_bytes()]
+    assert holding == ["libcnnlstm_cuda.so"]
 
 
 def test_the_operators_have_the_schema_of_the_file() -> None:
