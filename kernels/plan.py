@@ -36,18 +36,18 @@ class Plan(NamedTuple):
     forward_warps: int
     backward_warps: int
 
-    def forward(self, H: int, number: int) -> dict[str, Any]:
+    def forward(self, H: int, factor_bytes: int) -> dict[str, Any]:
         """What the kernel of the forward pass is compiled for, beside the blocks."""
         if self.algorithm == "streaming":
-            return _streamed(4 * self.block_h + self.block_b, number)
+            return _streamed(4 * self.block_h + self.block_b, factor_bytes)
         # independent partial sums: a single one would be a chain of dependent products
         chains = min(4, max(1, power_of_two(H) // 128)) if self.algorithm == "persistent_grid" else 1
         return dict(ALGORITHM=self.algorithm, BLOCK_K=power_of_two(H), CHAINS=chains)
 
-    def backward(self, H: int, number: int) -> dict[str, Any]:
+    def backward(self, H: int, factor_bytes: int) -> dict[str, Any]:
         """The same of the backward pass."""
         if self.algorithm == "streaming":
-            return _streamed(self.block_h + self.block_b, number)
+            return _streamed(self.block_h + self.block_b, factor_bytes)
         return dict(ALGORITHM=self.algorithm, BLOCK_K=power_of_two(H), PARTS=self.backward_warps)
 
     @property
@@ -79,14 +79,14 @@ def power_of_two(H: int) -> int:
     return max(16, 1 << (H - 1).bit_length())
 
 
-def _streamed(rows: int, number: int) -> dict[str, int]:
+def _streamed(rows: int, factor_bytes: int) -> dict[str, int]:
     """How much of each row is multiplied at once, and in how many stages it is loaded: enough bytes in flight for 64
     bytes a cycle at an L2 latency of 500 cycles."""
-    block_k = power_of_two(-(-max(128, 8 * KB // rows) // number))
-    return dict(BLOCK_K=block_k, STAGES=max(3, 1 - -32 * KB // (rows * block_k * number)))
+    block_k = power_of_two(-(-max(128, 8 * KB // rows) // factor_bytes))
+    return dict(BLOCK_K=block_k, STAGES=max(3, 1 - -32 * KB // (rows * block_k * factor_bytes)))
 
 
-def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan]:
+def candidates(device: Device, H: int, B: int, D: int, factor_bytes: int) -> list[Plan]:
     """The plans that fit, for the forward and the backward pass alike; the first is taken where nothing was measured.
 
     "persistent_block" as long as a program can hold all weights; else "persistent_grid" as long as all programs run at
@@ -94,23 +94,23 @@ def candidates(device: Device, H: int, B: int, D: int, number: int) -> list[Plan
     and the shared memory suffices; ``tests/triton/test_triton_compile.py`` compiles every plan for several GPUs.
 
     Args:
-        number: bytes of a value as a factor, see ``precision.size``.
+        factor_bytes: bytes of a value as a factor of a product, see ``precision.size``.
     """
     K = power_of_two(H)
     if device is INTERPRETER:
         return [Plan("persistent_block", K, 64, 4, 4)]
-    weights = 4 * K * K * number
-    if weights <= (96 if number == 8 else 128) * KB and weights + 24 * KB <= device.shared:
-        warps = 8 if K >= 128 or K * number >= 256 else 4
+    weights = 4 * K * K * factor_bytes
+    if weights <= (96 if factor_bytes == 8 else 128) * KB and weights + 24 * KB <= device.shared:
+        warps = 8 if K >= 128 or K * factor_bytes >= 256 else 4
         return [Plan("persistent_block", K, 8, warps, warps)]
     found = []
-    room = min(device.shared, (96 if number == 8 else 192) * KB)
-    for block_b in (8, 16) if number == 2 else (8,):
-        weights, state = 4 * 16 * K * number, K * block_b * number
+    room = min(device.shared, (96 if factor_bytes == 8 else 192) * KB)
+    for block_b in (8, 16) if factor_bytes == 2 else (8,):
+        weights, state = 4 * 16 * K * factor_bytes, K * block_b * factor_bytes
         warps = 8 if K >= 128 else 4
         # forward one for every 16 x 8 values of the four gates: more would compute the same values twice, but are
         # needed to load many weights
-        few = weights <= (64 if number == 2 else 32) * KB
+        few = weights <= (64 if factor_bytes == 2 else 32) * KB
         made = Plan("persistent_grid", 16, block_b, block_b // 2 if few else warps, warps)
         # the backward pass takes in the gradients of all four gates, and an odd H makes it store one value at a time
         fits = weights + 4 * state <= room and (H % 2 == 0 or K < 1024)
@@ -136,16 +136,16 @@ def stream_reads(plan: Plan, device: Device, H: int, B: int, D: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def plan(device: Device, H: int, B: int, D: int, number: int) -> Plan:
+def plan(device: Device, H: int, B: int, D: int, factor_bytes: int) -> Plan:
     """The fastest of the candidates where ``tune`` measured them for this size, else the first."""
-    possible = candidates(device, H, B, D, number)
-    best = tuned(device.name).get(key(H, B, D, number))
+    possible = candidates(device, H, B, D, factor_bytes)
+    best = tuned(device.name).get(key(H, B, D, factor_bytes))
     return best if best in possible else possible[0]
 
 
-def key(H: int, B: int, D: int, number: int) -> str:
+def key(H: int, B: int, D: int, factor_bytes: int) -> str:
     """The key of a size in a table: calls with the same key share a plan."""
-    return f"K={power_of_two(H)} B<={1 << (max(B, 1) - 1).bit_length()} D={D} bytes={number}"
+    return f"K={power_of_two(H)} B<={1 << (max(B, 1) - 1).bit_length()} D={D} bytes={factor_bytes}"
 
 
 @cache

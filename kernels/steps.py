@@ -37,7 +37,7 @@ def active_at(t, batch, length, T, B):
 
 @triton.jit
 def kept_at(t, batch, active, B, reset):
-    """Whether the state that enters the step at time t lives on; ``reset`` (T, B) int32 or None."""
+    """Whether the state that enters the step at time t is kept, not reset; ``reset`` (T, B) int32 or None."""
     if reset is None:
         return active
     else:

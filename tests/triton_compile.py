@@ -57,7 +57,7 @@ KERNELS = {
 }
 FLOAT32 = {"gate_inputs", "c_state", "grad_h", "grad_c"}
 INT64 = {"lengths", "offsets"}
-NUMBER_BYTES = {("fp32", "tf32"): 4, ("fp32", "tf32x3"): 8, ("bf16", "tf32"): 2, ("fp16", "tf32"): 2}
+FACTOR_BYTES = {("fp32", "tf32"): 4, ("fp32", "tf32x3"): 8, ("bf16", "tf32"): 2, ("fp16", "tf32"): 2}
 OPTIONAL = {
     "bias_ih", "bias_hh", "cells", "gates", "lengths", "offsets", "reset", "grad_output", "grad_cells",
 }  # fmt: skip
@@ -80,9 +80,9 @@ class Job(NamedTuple):
 
 def jobs(sm: int) -> list[Job]:
     found: dict[Any, Job] = {}
-    sizes = itertools.product(NUMBER_BYTES.items(), HIDDEN, (1, 32, 64, 256, 1024), (1, 2))
-    for ((dtype, precision), number), H, B, D in sizes:
-        for made in planning.candidates(GPUS[sm], H, B, D, number):
+    sizes = itertools.product(FACTOR_BYTES.items(), HIDDEN, (1, 32, 64, 256, 1024), (1, 2))
+    for ((dtype, precision), factor_bytes), H, B, D in sizes:
+        for made in planning.candidates(GPUS[sm], H, B, D, factor_bytes):
             if dtype == "fp16" and (made.algorithm != "persistent_block" or H != 64):
                 continue
             held, suffix = (None, " streamed") if made.algorithm == "streaming" else (power_of_two(H), "")
@@ -105,7 +105,7 @@ def source(job: Job) -> ASTSource:
     if job.plan is not None:
         of_pass = job.plan.forward if job.kernel.startswith("forward") else job.plan.backward
         constants |= {"BLOCK_H": job.plan.block_h, "BLOCK_B": job.plan.block_b, "PRECISION": job.precision}
-        constants |= of_pass(job.H, NUMBER_BYTES[job.dtype, job.precision])
+        constants |= of_pass(job.H, FACTOR_BYTES[job.dtype, job.precision])
     attributes = {}
     waits = job.plan is not None and job.plan.waits
     for index, name in enumerate(kernel.arg_names):

@@ -53,12 +53,12 @@ def tune(
     found: dict[str, Plan] = {}
     times: dict[str, dict[str, float]] = {}
     for H, B, D, dtype in sizes:
-        number = bytes_of(dtype)
-        possible = candidates(device, H, B, D, number)
+        factor_bytes = bytes_of(dtype)
+        possible = candidates(device, H, B, D, factor_bytes)
         if len(possible) == 1:
             continue
         taken = {plan: measure((H, B, D, dtype), plan) for plan in possible}
-        name = key(H, B, D, number)
+        name = key(H, B, D, factor_bytes)
         found[name] = min(taken, key=taken.__getitem__)
         times[name] = {" ".join(map(str, plan)): round(ms, 4) for plan, ms in taken.items()}
         print(f"{name}: {found[name].algorithm}, {times[name]}", flush=True)

@@ -30,7 +30,7 @@ struct OneBlock {
   }
 };
 
-// Products of pieces in so many chains.
+// Products of pieces in kChains chains.
 template <class T, int kChains>
 struct Pieces : OneBlock {
   CNNLSTM_DEVICE static void run(const Rounds& arguments) {

@@ -42,7 +42,7 @@ __global__ void cluster_barrier_kernel(int rounds) {
 #endif
 }
 
-// The counter only grows, so that no round has to reset it. All blocks are resident: nobody waits for a block
+// The counter only grows, so that no round has to reset it. All blocks are resident: no block waits for one
 // that cannot start.
 __global__ void grid_barrier_kernel(int rounds, unsigned* counter) {
   for (unsigned i = 1; i <= static_cast<unsigned>(rounds); ++i) {

@@ -1,4 +1,4 @@
-# The CUDA kernels and the operators on them for the CPU, which tests alone need: target `emulator`.
+# The CUDA kernels and the operators on them for the CPU, for tests only: target `emulator`.
 find_package(boost_context REQUIRED CONFIG)
 file(GLOB machine_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/cuda_emulator/*.cpp)
 file(GLOB kernel_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/cuda/recurrence.cu

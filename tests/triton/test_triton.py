@@ -60,7 +60,9 @@ def test_every_algorithm(
         monkeypatch.setattr(
             plan.Plan,
             "forward",
-            lambda self, H, number: found(self, H, number) | {"CHAINS": min(4, plan.power_of_two(H) // 16)},
+            lambda self, H, factor_bytes: (
+                found(self, H, factor_bytes) | {"CHAINS": min(4, plan.power_of_two(H) // 16)}
+            ),
         )
     check_case(case, "triton", DTYPES[dtype], device)
 

@@ -34,12 +34,12 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         function.cache_clear()
 
 
-@pytest.mark.parametrize("number", [2, 4, 8])
+@pytest.mark.parametrize("factor_bytes", [2, 4, 8])
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("H", [1, 16, 17, 64, 100, 128, 200, 512, 1000, 1024, 4096])
-def test_all_programs_of_a_grid_run_at_once(H: int, D: int, number: int) -> None:
+def test_all_programs_of_a_grid_run_at_once(H: int, D: int, factor_bytes: int) -> None:
     for B in (1, 7, 16, 33, 128, 5000):
-        for plan in planning.candidates(GPU, H, B, D, number):
+        for plan in planning.candidates(GPU, H, B, D, factor_bytes):
             blocks, tiles, directions = plan.items(H, B, D)
             assert blocks * plan.block_h >= H and tiles * plan.block_b >= B and directions == D
             if plan.algorithm == "persistent_block":
@@ -51,14 +51,14 @@ def test_all_programs_of_a_grid_run_at_once(H: int, D: int, number: int) -> None
 def test_the_algorithm_by_size() -> None:
     block, grid, streaming = "persistent_block", "persistent_grid", "streaming"
 
-    def algorithm(H: int, B: int, number: int = 2) -> str:
-        return planning.plan(GPU, H, B, 1, number).algorithm
+    def algorithm(H: int, B: int, factor_bytes: int = 2) -> str:
+        return planning.plan(GPU, H, B, 1, factor_bytes).algorithm
 
     assert [algorithm(H, 8) for H in (16, 64, 128, 256, 1024, 4096)] == [block] * 3 + [grid] * 2 + [streaming]
     assert [algorithm(512, B) for B in (1, 16, 64, 1024)] == [grid, grid, grid, streaming]
     assert algorithm(2047, 1) == streaming
-    assert [algorithm(64, 8, number) for number in (2, 4, 8)] == [block, block, grid]
-    assert [algorithm(128, 8, number) for number in (2, 4, 8)] == [block, grid, grid]
+    assert [algorithm(64, 8, factor_bytes) for factor_bytes in (2, 4, 8)] == [block, block, grid]
+    assert [algorithm(128, 8, factor_bytes) for factor_bytes in (2, 4, 8)] == [block, grid, grid]
 
 
 def test_tiles_of_streamed_weights_grow_with_the_work() -> None:
