@@ -1,1 +1,1 @@
-"""Benchmarks: one table of cases, a gate of correctness before every time, and what measures them."""
+"""Benchmarks: one table of cases, an accuracy check before every measurement, and the code that measures."""

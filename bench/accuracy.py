@@ -1,4 +1,4 @@
-"""The gate: nothing is timed whose numbers break the contract of ``cnnlstm_fast.contract``."""
+"""The accuracy check: only results within the error contract of ``cnnlstm_fast.contract`` are timed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from cnnlstm_fast.recurrent.backends import BACKENDS
 from .cases import DTYPES, Case
 from .measure.jobs import build, fast_job, oracle_job, pytorch_job, runs_in_pytorch
 
-COMPUTED_IN = {
+COMPUTE_DTYPES = {
     "f32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "amp": torch.bfloat16,
 }
-"""The dtype whose errors a row of that dtype may have."""
-COARSE = {"tf32": 5e-3, "int8": APPROXIMATE}
-"""The largest error of what computes in less than the row's dtype, and is compared for orientation only."""
+"""The dtype that a row computes in, which sets its error limit."""
+REDUCED_PRECISION_LIMITS = {"tf32": 5e-3, "int8": APPROXIMATE}
+"""Error limits of candidates that compute in less than the row's dtype; they are shown for orientation only."""
 
 
-def judge(
+def accuracy_errors(
     found: Mapping[str, Tensor],
     exact: Mapping[str, Tensor],
     eager: Mapping[str, float],
     dtype: str,
     precision: str,
 ) -> list[ErrorRow]:
-    """The errors of all results of one candidate, beside PyTorch's own (0 where it cannot run the call).
+    """The errors of all results of one candidate, with PyTorch's own errors (0 where it cannot run the call) and the
+    limits.
 
     Raises:
         AssertionError: a result is missing; the message names it.
@@ -45,13 +46,13 @@ def judge(
     rows = []
     for what, ref in exact.items():
         own = eager.get(what, 0.0)
-        limit = COARSE.get(precision) or bound(own, COMPUTED_IN[dtype])
+        limit = REDUCED_PRECISION_LIMITS.get(precision) or bound(own, COMPUTE_DTYPES[dtype])
         rows.append(ErrorRow(what, own, relative_error(found[what], ref), limit))
     return rows
 
 
-def complaint(rows: list[ErrorRow]) -> str | None:
-    """None, or the figures of the results that break the contract."""
+def accuracy_failure(rows: list[ErrorRow]) -> str | None:
+    """None, or the results whose error exceeds the limit, with the figures."""
     failed = [row for row in rows if not row.ok]
     return (
         "; ".join(
@@ -62,44 +63,44 @@ def complaint(rows: list[ErrorRow]) -> str | None:
     )
 
 
-def why_not(backend: str, case: Case, mode: str, dtype: str) -> str | None:
-    """None, or why a backend is not among those that pytest-benchmark times on a case."""
+def unsupported_reason(backend: str, case: Case, mode: str, dtype: str) -> str | None:
+    """None, or why pytest-benchmark does not time a backend on a case."""
     spec = case.spec(mode, dtype)
     reason = BACKENDS[backend].supports(spec)
     if reason is None and backend == "reference":
         others = [b.name for b in BACKENDS.values() if b.name != backend and b.supports(spec) is None]
         if others:
-            return f"it is the oracle and the last resort, which {', '.join(others)} make unneeded here"
+            return f"the reference backend is timed only where no other can run the call; here: {', '.join(others)}"
     return reason
 
 
-def check(case: Case, mode: str, dtype: str, backend: str) -> list[ErrorRow]:
-    """Runs a backend on the case as it is timed, and with states and their gradients if it is timed without.
+def check_accuracy(case: Case, mode: str, dtype: str, backend: str) -> list[ErrorRow]:
+    """Runs a backend on the case as it is timed, and also with initial states if it is timed without.
 
     Raises:
-        AssertionError: a result breaks the contract; the message gives the figures.
+        AssertionError: an error exceeds its limit; the message gives the figures.
     """
-    case = replace(case, dropout=0.0)  # masks are drawn differently everywhere
+    case = replace(case, dropout=0.0)  # every implementation draws its masks differently
     precision = "int8" if BACKENDS[backend].approximate else dtype
     rows: list[ErrorRow] = []
     for states in sorted({case.states, True}):
-        with memory_full_of_nan():
+        with nan_filled_memory():
             job = fast_job(case, build(case, DTYPES[dtype]), mode, backend, states, dtype == "amp")
             found = job.results()
         exact, eager = _exact(case, dtype, states), _eager_errors(case, mode, dtype, states)
         exact = {what: exact[what] for what in found}
-        handed = " (states handed in)" if states and not case.states else ""
-        for row in judge(found, exact, eager, dtype, precision):
-            rows.append(ErrorRow(row.what + handed, row.eager, row.fast, row.limit))
-    wrong = complaint(rows)
-    if wrong:
-        raise AssertionError(f"{backend} on {case.name}, {mode}, {dtype}, breaks the contract: {wrong}")
+        suffix = " (with initial states)" if states and not case.states else ""
+        for row in accuracy_errors(found, exact, eager, dtype, precision):
+            rows.append(ErrorRow(row.what + suffix, row.eager, row.fast, row.limit))
+    failure = accuracy_failure(rows)
+    if failure:
+        raise AssertionError(f"{backend} on {case.name}, {mode}, {dtype}: accuracy check failed: {failure}")
     return rows
 
 
 @lru_cache(maxsize=4)
 def _exact(case: Case, dtype: str, states: bool) -> dict[str, Tensor]:
-    """All float64 results; the outputs are those of inference, too."""
+    """All float64 results; the outputs also serve for inference."""
     return oracle_job(case, build(case, DTYPES[dtype]), "training", states).results()
 
 
@@ -121,21 +122,23 @@ def eager_errors(
     """PyTorch's own errors.
 
     Args:
-        whole_model: the first convolutions' gradients jump with every ReLU and maximum that a rounding turns over.
+        whole_model: allow for the gradients of the first convolutions, which jump where rounding flips a ReLU or a
+            max-pooling choice.
 
     Raises:
-        AssertionError: the oracle computes something else, which would make every limit a wide one.
+        AssertionError: PyTorch's results are far from the oracle's: one of the two is wrong, and limits from such
+            errors would accept anything.
     """
     errors = {what: relative_error(result, exact[what]) for what, result in eager.items()}
-    sane = 0.5 if whole_model else math.sqrt(torch.finfo(COMPUTED_IN[dtype]).eps)
+    plausible = 0.5 if whole_model else math.sqrt(torch.finfo(COMPUTE_DTYPES[dtype]).eps)
     for what, error in errors.items():
-        assert error <= sane, f"the oracle and PyTorch disagree: {what} by {error:.2e}"
+        assert error <= plausible, f"the oracle and PyTorch disagree: {what} by {error:.2e}"
     return errors
 
 
 @contextmanager
-def memory_full_of_nan() -> Iterator[None]:
-    """Fresh tensors hold NaN, so that a kernel that leaves a part of its outputs unwritten is found out."""
+def nan_filled_memory() -> Iterator[None]:
+    """Fills new tensors with NaN, which exposes a kernel that leaves a part of its outputs unwritten."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

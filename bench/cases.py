@@ -1,4 +1,4 @@
-"""The one table of cases. A new case is one line here; the benchmarks, the gate and the tests walk it."""
+"""The table of cases. A new case is one line here; the benchmarks, the accuracy check and the tests iterate over it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from cnnlstm_fast import LSTMSpec
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp": torch.float32}
-"""What the tensors are made of. "amp": float32 weights and input under autocast to bfloat16."""
+"""The dtype of the tensors. "amp": float32 weights and input under autocast to bfloat16."""
 MODES = ("inference", "training")
-"""Training is a forward and a backward pass with the gradients of the input and of all weights."""
+"""Training is a forward and a backward pass with the gradients of the input and all weights."""
 SUITES = {
     "quick": "a few calls of all kinds, under two minutes on two cores",
     "core": "known hard and odd calls, inference and training",
@@ -41,27 +41,27 @@ class Case:
     """Who makes such a call."""
     proj_size: int = 0
     lengths: tuple[float, float] | None = None
-    """The sequences' lengths are spread from one share of T to another, both ends included, in mixed order."""
+    """The sequences' lengths are evenly spaced from one share of T to another, both included, and shuffled."""
     empty: int = 0
-    """So many sequences, on top of the spread, have length zero."""
+    """Number of sequences of length zero, which are not part of that spacing."""
     packed: bool = False
-    """The lengths come as a PackedSequence, not as the argument ``lengths``."""
+    """The lengths are given by a PackedSequence, not by the argument ``lengths``."""
     strided: bool = False
     """The input is a view of a feature map (B, I, 1, T) instead of a contiguous (T, B, I)."""
     states: bool = False
-    """The caller hands in h0 and c0, and its loss depends on the final states, too."""
+    """The caller passes h0 and c0, and its loss also depends on the final states."""
     resets: float = 0.0
     """The share of steps before which the state is zeroed."""
     dropout: float = 0.0
-    """Between the layers, in training. The gate runs without it."""
+    """Between the layers, in training. The accuracy check runs without it."""
     model: str = ""
-    """Not a call of the layer alone but of a whole model: a name in ``models.MODELS``."""
+    """A call of a whole model instead of the layer alone: a name in ``models.MODELS``."""
     modes: tuple[str, ...] = MODES
     dtypes: tuple[str, ...] = ("f32", "bf16")
     suites: tuple[str, ...] = ()
-    """Named suites that it belongs to, beside those by mode; see ``calls``."""
+    """The suites that it belongs to, in addition to those by mode; see ``calls``."""
     gpu_only: bool = False
-    """Too large for a CPU's benchmark."""
+    """Too large to be measured on a CPU."""
 
     def __post_init__(self) -> None:
         if self.packed and self.lengths is None:
@@ -78,7 +78,7 @@ class Case:
         return 2 if self.bidirectional else 1
 
     def spec(self, mode: str, dtype: str, device: str = "cpu") -> LSTMSpec:
-        """What the dispatcher sees of the call."""
+        """The specification of the call that the dispatcher gets."""
         return LSTMSpec(
             device=device,
             dtype=torch.bfloat16 if dtype == "amp" else DTYPES[dtype],
@@ -196,7 +196,7 @@ MODELS = tuple(
 
 
 def _with(cases: tuple[Case, ...], suite: str = "", **defaults: Any) -> tuple[Case, ...]:
-    """The cases of a section, with what all of it shares."""
+    """The cases of a section, with the fields that all of them share."""
     return tuple(replace(c, suites=(*c.suites, suite) if suite else c.suites, **defaults) for c in cases)
 
 
@@ -218,14 +218,14 @@ class Call(NamedTuple):
 
 
 def calls(suite: str, contains: str = "", device: str = "cpu") -> list[Call]:
-    """The rows of a suite whose name contains a text, the most telling first."""
+    """The rows of a suite whose name contains a text, those of the suite `quick` first."""
     cases = sorted(TABLE, key=lambda case: "quick" not in case.suites)
     found = [call for call in calls_of(cases, device) if _in_suite(call.case, call.mode, suite)]
     return [call for call in found if contains in f"{call.case.name} {call.mode} {call.dtype}"]
 
 
 def calls_of(cases: Iterable[Case], device: str = "cpu") -> Iterator[Call]:
-    """All calls of the cases. A GPU's have float16, too; what is for GPUs alone is left out elsewhere."""
+    """All calls of the cases: on a GPU also in float16, on a CPU without the cases that are ``gpu_only``."""
     for case in cases:
         if case.gpu_only and device == "cpu":
             continue
@@ -235,10 +235,10 @@ def calls_of(cases: Iterable[Case], device: str = "cpu") -> Iterator[Call]:
 
 
 def of_shape(text: str) -> Case:
-    """The case of a caller's own shape, "T,B,I,H[,layers[,directions]]".
+    """The case of a shape from the command line, "T,B,I,H[,layers[,directions]]".
 
     Raises:
-        ValueError: the text is something else.
+        ValueError: the text has another form.
     """
     numbers = text.split(",")
     if not 4 <= len(numbers) <= 6 or not all(n.strip().isdecimal() and int(n) > 0 for n in numbers):

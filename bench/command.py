@@ -1,4 +1,4 @@
-"""The benchmark as a command: what to measure, the progress, and what becomes of the results."""
+"""Benchmarks LSTM calls and whole models: this package against PyTorch and the other libraries installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .peers import PEERS
 from .report import compare
 from .report import screen as table
 from .report.record import OURS, PYTORCH, Record, load, save
-from .roofline.ceilings import measure as measure_ceilings
+from .roofline import peaks
 
 SAVED_EVERY = 60.0  # seconds
 SECONDS = {"quick": 0.3}  # for each candidate on each call; one second in the other suites
@@ -44,27 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape",
         action="append",
         metavar="T,B,I,H[,L[,D]]",
-        help="instead of a suite: a shape of your own, with L layers and D directions; may be repeated",
+        help="instead of a suite: a shape, with L layers and D directions; may be repeated",
     )
     parser.add_argument(
         "--peers",
         metavar="NAMES",
-        help=f"comma-separated, of {', '.join(PEERS)}, {OURS}:BACKEND; by default all peers that are quick to set up "
-        f"in `quick`, all elsewhere; {PYTORCH} is always there",
+        help=f"comma-separated, of {', '.join(PEERS)}, {OURS}:BACKEND; default: all peers, in `quick` those with a "
+        f"quick set-up; {PYTORCH} is always included",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda in the suite gpu, else cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda in the suite gpu, else cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, help="for each candidate on each call")
+    parser.add_argument("--seconds", type=float, help="to time each candidate on each call")
     parser.add_argument(
         "--budget",
         type=float,
         metavar="SECONDS",
-        help="for all: leaves out the rows for which there is no time",
+        help="for the whole run: drop the rows that do not fit",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="fail where it became slower")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page, DIR/index.html")
-    parser.add_argument("--list", action="store_true", help="only name the rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="fail if a row became slower")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML page, DIR/index.html")
+    parser.add_argument("--list", action="store_true", help="only list the rows")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,8 +131,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(
     console: Console, record: Record, plan: Plan, chosen: list[Call], budget: float | None, json: Path | None
 ) -> bool:
-    """Fills the record, and writes it from time to time; False if it was interrupted, with what was measured by
-    then."""
+    """Fills the record and saves it at intervals; False if it was interrupted, with the rows measured so far."""
     start = saved = time.monotonic()
     columns = (
         TextColumn("measuring"),
@@ -143,10 +142,10 @@ def _measure(
     )
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("the machine's ceilings", total=len(chosen))
-            ceilings = measure_ceilings(plan.device)
-            record.ceilings = ceilings.as_dict()
-            with Runner(plan, ceilings) as runner:
+            task = progress.add_task("the machine's roofline", total=len(chosen))
+            roofline = peaks.measure(plan.device)
+            record.roofline = roofline.as_dict()
+            with Runner(plan, roofline) as runner:
                 record.missing = runner.missing
                 for number, call in enumerate(chosen):
                     spent = time.monotonic() - start
@@ -170,7 +169,7 @@ def _measure(
 
 
 def _compare(console: Console, record: Record, old: Record) -> bool:
-    """Says what changed; True where something became slower."""
+    """Prints the changes; True if a row became slower."""
     try:
         changes = compare.changes(record, old)
     except ValueError as error:
@@ -201,9 +200,9 @@ def _candidates(peers: str | None, quick: bool) -> list[str]:
 
 
 def _check_writable(*paths: Path | None) -> None:
-    """Asked before the measurement and not after it."""
+    """Checked before the measurement instead of after it."""
     for path in paths:
         if path is not None:
             folder = next(p for p in (path.parent, *path.parent.parents) if p.exists())
             if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise ValueError(f"{path}: {folder} is no folder that can be written to.")
+                raise ValueError(f"{path}: {folder} is not a writable folder.")

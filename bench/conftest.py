@@ -1,4 +1,4 @@
-"""What pytest-benchmark's reports carry beyond its own."""
+"""Adds hardware, versions and commit to pytest-benchmark's reports."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bench.measure import environment
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--suite", choices=SUITES, default="core", help="whose rows to measure")
+    parser.addoption("--suite", choices=SUITES, default="core", help="the rows to measure (%(default)s)")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    machine_info.pop("node", None)  # whose machine it was is nobody's business
+    machine_info.pop("node", None)  # the host's name does not belong in a published report
     machine_info["hardware"] = environment.hardware()
     machine_info["versions"] = environment.versions()
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The check on a machine with an NVIDIA GPU and no network: bench/gpu_check.sh OUTDIR [--budget SECONDS]
-# Builds in place with the interpreter $PYTHON (python3), which has PyTorch, cmake, ninja, pybind11, pytest, numpy, SciPy
-# and rich; runs every GPU test, then as many rows of the suite `gpu` as the budget (480 s in all) lets it, the most
-# important first, and names those that it dropped. Leaves facts.json, micro.json (what the parts of a step cost),
-# tests.xml, gpu.json, table.txt and log.txt (with what every kernel takes of the GPU) in OUTDIR. Exit status: 3 without
-# a GPU, 1 where something failed.
+# Builds in place with the interpreter $PYTHON (python3), which has PyTorch, cmake, ninja, pybind11, pytest, numpy and
+# rich; runs every GPU test, then as many rows of the suite `gpu` as fit the budget (480 s in all), the most important
+# first, and lists those that it dropped. Writes facts.json, micro.json (costs of the parts of a step), tests.xml,
+# gpu.json, table.txt and log.txt (with the resources of every kernel) to OUTDIR. Exit status: 3 without a GPU, 1 if
+# something failed.
 set -uo pipefail
 python=${PYTHON:-python3}
 usage="usage: bench/gpu_check.sh OUTDIR [--budget SECONDS]"
@@ -28,12 +28,12 @@ CNNLSTM_NATIVE=1 CNNLSTM_CUDA=1 CNNLSTM_CUDA_ARCHS=${CNNLSTM_CUDA_ARCHS:-native}
 "$python" - "$out/facts.json" << 'PY' || failed=1
 import json, sys
 import torch
-from bench.roofline.ceilings import measure
+from bench.roofline.peaks import measure
 from cnnlstm_fast import _native
 if not _native.available:
     sys.exit(_native.reason)
 facts = _native.facts() | {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
-facts["ceilings"] = measure("cuda").as_dict()
+facts["roofline"] = measure("cuda").as_dict()
 text = json.dumps(facts, indent=1, default=str)
 open(sys.argv[1], "w").write(text + "\n")
 print(text)

@@ -1,4 +1,4 @@
-"""Whole CNN-LSTM models as their users write them: plain PyTorch, nothing of this package."""
+"""Whole CNN-LSTM models as users write them: plain PyTorch, without this package."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _block(channels: int, out: int, pool: tuple[int, int]) -> nn.Sequential:
 
 
 class Model(NamedTuple):
-    """How to make one, and the shape of its input for T steps of B sequences."""
+    """A model's constructor, and the shape of its input for T steps of B sequences."""
 
     build: Callable[[], nn.Module]
     shape: Callable[[int, int], tuple[int, ...]]
@@ -98,7 +98,7 @@ MODELS: dict[str, Model] = {
 
 
 def make(name: str, T: int, B: int, seed: int) -> tuple[nn.Module, Tensor]:
-    """A model with random weights and an input for it, both from the seed; float32 on the CPU."""
+    """A model with random weights and a random input for it, float32 on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name].build(), torch.randn(MODELS[name].shape(T, B))

@@ -1,7 +1,7 @@
 """Every backend on every row of a suite by pytest-benchmark: pytest bench --benchmark-only [--suite core]
 
-With --benchmark-disable only the gate runs, as a test. Each is measured by itself; the comparison with other libraries,
-in turns, is ``python -m bench``.
+With --benchmark-disable only the accuracy check runs, as a test. Each backend is timed separately; for the comparison
+with other libraries in interleaved rounds see ``python -m bench``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 
 from cnnlstm_fast.recurrent.backends import BACKENDS
 
-from .accuracy import check, why_not
+from .accuracy import check_accuracy, unsupported_reason
 from .cases import DTYPES, Case, calls
 from .measure.jobs import build, fast_job
 
 
 def measurable(backend: str) -> bool:
-    """Kernels for GPUs run slowly on a CPU, where only tests run them, and that says nothing of how fast they are."""
+    """The CUDA and Triton kernels run on a CPU only for tests; their times there mean nothing."""
     return backend not in ("cuda", "triton") or torch.cuda.is_available()
 
 
@@ -29,14 +29,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(*call, backend, id=f"{call.case.name}-{call.mode}-{call.dtype}-{backend}")
         for call in calls(metafunc.config.getoption("--suite"))
         for backend in filter(measurable, BACKENDS)
-        if not call.case.model and why_not(backend, *call) is None
+        if not call.case.model and unsupported_reason(backend, *call) is None
     ]
     metafunc.parametrize(("case", "mode", "dtype", "backend"), rows)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_lstm(benchmark: Any, case: Case, mode: str, dtype: str, backend: str) -> None:
-    rows = check(case, mode, dtype, backend)
+    rows = check_accuracy(case, mode, dtype, backend)
     benchmark.group = f"{case.name} {mode}"
     benchmark.extra_info |= {
         "case": asdict(case),
@@ -46,5 +46,5 @@ def test_lstm(benchmark: Any, case: Case, mode: str, dtype: str, backend: str) -
         "errors": {row.what: row.fast for row in rows},
     }
     job = fast_job(case, build(case, DTYPES[dtype]), mode, backend, amp=dtype == "amp")
-    job()  # what only a first call does must not set how many rounds there will be
+    job()  # warm-up: pytest-benchmark chooses the number of rounds by the first call
     benchmark(job)

@@ -194,8 +194,7 @@ def test_proof_names_what_does_not_hold() -> None:
 def test_timing_verdict(eager: list[float], fast: list[float], verdict: str, noisy: bool) -> None:
     timing = measure.Timing("a job", eager, fast)
     assert timing.verdict == verdict and timing.noisy == noisy
-    low, high = timing.interval
-    assert low <= timing.ratio <= high
+    assert timing.speedup.low <= timing.speedup.value <= timing.speedup.high
 
 
 def test_measuring_leaves_the_models_as_they_were(strings: data.Strings) -> None:

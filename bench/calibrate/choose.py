@@ -1,8 +1,8 @@
-"""``python -m bench.calibrate.choose``: measures a backend beside ``aten``, and writes the table that ``auto`` goes by.
+"""``python -m bench.calibrate.choose``: times a backend against ``aten`` and writes the table that ``auto`` uses.
 
-A run that is ended keeps what it has measured, and the next one on the same commit, PyTorch and processor goes on from
-there; it also measures anew what other work on the machine disturbed. Kinds of calls from another commit, PyTorch
-or processor are measured from the beginning.
+An interrupted run keeps what it has measured. The next run on the same commit, PyTorch and processor continues from
+there, and repeats the calls that other work on the machine disturbed. Kinds of calls that were measured with another
+commit, PyTorch or processor start over.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import torch
 from cnnlstm_fast import BACKENDS, _native
 from cnnlstm_fast.recurrent.backends import measured
 from cnnlstm_fast.recurrent.backends.measured import Estimate, Gpu, Kind, Machine, Point, Table
+from cnnlstm_fast.timing import paired_ratio
 
 from ..cases import MODES, Call, Case
 from ..measure import environment
 from ..measure.runner import LEAST_ROUNDS, TURN, Plan, Runner
-from ..report.record import BUSY, OURS, Row, paired_ratio, write_whole
+from ..report.record import BUSY, OURS, Row, write_whole
 
 ATEN = f"{OURS}:aten"
 STEPS, BATCHES = (1, 8, 64), (1, 4, 16, 64, 256)
@@ -37,15 +38,15 @@ WIDE_STEPS, WIDE_BATCHES = (1, 64), (1, 16, 256)
 WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
 LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
 MOST_FLOP = 3.5e10
-"""Larger calls are left out: about a third of a second on two cores, and forty calls are needed."""
+"""Larger calls are left out: this one takes about a third of a second on two cores, and forty calls are needed."""
 GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (1, 64), (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
 STACK = 3
-"""Layers of a stack, which are a kind of their own on a GPU."""
+"""Layers of a stack; stacks are a separate kind of calls on a GPU."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A backend that is measured, where, and by which calls."""
+    """A backend to measure, its device and its calls."""
 
     backend: str
     device: str
@@ -54,12 +55,12 @@ class Target:
     missing: Callable[[], str | None]
     """Why there is nothing to measure."""
     flop_rate: float
-    """Of products, a guess: operations per second."""
+    """A rough rate of the matrix products in FLOP/s, to estimate how long the run takes."""
 
 
 def grid() -> Iterator[Call]:
-    """All calls that are measured on a CPU: single layers, kind by kind, each kind's in an order that has nothing to do
-    with their sizes, so that a drift of the machine does not look like an effect of the size."""
+    """All calls that are measured on a CPU: single layers, kind by kind, in random order within a kind, so that a drift
+    of the machine's speed does not look like an effect of the size."""
     shapes = [
         *((T, B, H, H) for T, B, H in itertools.product(STEPS, BATCHES, HIDDEN)),
         *((T, B, WIDE * H, H) for T, B, H in itertools.product(WIDE_STEPS, WIDE_BATCHES, WIDE_HIDDEN)),
@@ -75,8 +76,8 @@ def grid() -> Iterator[Call]:
 
 
 def gpu_grid() -> Iterator[Call]:
-    """All calls that are measured on a GPU: layers and stacks, padded and packed. The input size makes no difference
-    worth a point, as both multiply the input by the same library."""
+    """All calls that are measured on a GPU: layers and stacks, padded and packed. The input size is not varied, since
+    both backends compute the input's product with the same library."""
     shapes = list(itertools.product(GPU_STEPS, GPU_BATCHES, GPU_HIDDEN))
     random.Random(0).shuffle(shapes)
     variants = itertools.product(("bf16", "f32"), MODES, (False, True), (1, STACK), (False, True))
@@ -119,14 +120,14 @@ TARGETS = {
 
 
 def flop(call: Call) -> float:
-    """Floating-point operations of its products; a backward pass has twice those of its forward pass."""
+    """Floating-point operations of its products; a backward pass takes twice those of the forward pass."""
     c = call.case
     once = 8.0 * c.T * c.B * c.H * (c.I + c.H) * c.directions * c.layers
     return once * (3 if call.mode == "training" else 1)
 
 
 def expected_seconds(call: Call, seconds: float, flop_rate: float) -> float:
-    """A guess at how long a call takes to measure with all set-up, from the rate of products on."""
+    """A rough estimate of how long it takes to measure a call, set-up included."""
     c = call.case
     weights = 4.0 * c.H * (c.I + c.H) * c.directions
     once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / flop_rate + weights / 3e9
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0; 1 where a call failed; 2 for misuse; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m bench.calibrate.choose", description=__doc__)
     parser.add_argument(
-        "--backend", choices=TARGETS, default="cpu", help="beside aten, on its device (%(default)s)"
+        "--backend", choices=TARGETS, default="cpu", help="the backend to compare with aten (%(default)s)"
     )
     parser.add_argument("--dtype", choices=("f32", "bf16"), help="only these calls")
     parser.add_argument("--mode", choices=MODES, help="only these calls")
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = measured.load(path) if path.exists() else Table(machine, {})
         if table.machine != machine:
             raise ValueError(f"{path}: expected a table of {machine}, got one of {table.machine}.")
-    except (ValueError, OSError, RuntimeError) as error:  # the last: no such instruction set
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: no such instruction set
         print(error, file=sys.stderr)
         return 2
     chosen = [
@@ -178,11 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         and args.directions in (None, call.case.directions)
     ]
     candidates = (f"{OURS}:{target.backend}", ATEN)
-    plan = Plan(candidates, target.device, args.seconds, args.threads, gate=False)
+    plan = Plan(candidates, target.device, args.seconds, args.threads, check_accuracy=False)
     try:
         failed = _measure(target, plan, chosen, table, path)
     except KeyboardInterrupt:
-        print(f"interrupted; what was measured is in {path}, and the same command goes on from there")
+        print(f"interrupted; what was measured is in {path}, and the same command continues from there")
         return 130
     _summarize(table, path)
     return int(failed > 0)
@@ -202,7 +203,7 @@ def _measure(target: Target, plan: Plan, chosen: Sequence[Call], table: Table, p
         for number, (call, took) in enumerate(zip(left, expected, strict=True), 1):
             row = runner.measure(call)
             done += took
-            if number == 1:  # which starts the processes: no measure of the others
+            if number == 1:  # it also starts the processes, so its time predicts nothing
                 start, begun = time.monotonic(), done
             pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
             if row.measured.keys() == set(plan.candidates):
@@ -231,7 +232,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
 
 
 def _same(made: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether they may stand in one kind: all but the date agrees."""
+    """Whether points of both may be in one kind: everything but the date agrees."""
     return made | {"source": ""} == other | {"source": ""}
 
 
@@ -240,7 +241,7 @@ def _kind(call: Call, device: str) -> str:
 
 
 def _known(table: Table, call: Call, made: dict[str, Any], device: str) -> bool:
-    """Whether the table has the call, undisturbed and measured under the same circumstances."""
+    """Whether the table has an undisturbed measurement of the call under the same conditions."""
     kind = table.kinds.get(_kind(call, device))
     if kind is None or not _same(kind.made, made):
         return False
@@ -249,7 +250,7 @@ def _known(table: Table, call: Call, made: dict[str, Any], device: str) -> bool:
 
 
 def _add(table: Table, call: Call, point: Point, made: dict[str, Any], device: str) -> None:
-    """In the place of an older measurement."""
+    """Adds the point, or replaces an older one of the same size."""
     name = _kind(call, device)
     kind = table.kinds.get(name)
     kept = (
@@ -269,7 +270,7 @@ def _point(row: Row, candidates: Sequence[str]) -> Point:
 
 
 def _save(table: Table, path: Path) -> None:
-    """A line for each point."""
+    """Writes the table with one line for each point."""
     kinds = []
     for name, kind in sorted(table.kinds.items()):
         points = ",\n".join(f"    {json.dumps(point)}" for point in kind.points)
@@ -289,7 +290,7 @@ def _summarize(table: Table, path: Path) -> None:
         busy += sum((p.others or 0.0) > BUSY for p in kind.points)
         print(f"{name}: aten is faster at {slow} of {len(kind.points)} points")
     if busy:
-        print(f"Other work disturbed {busy} points: the same command measures them anew.")
+        print(f"Other work disturbed {busy} points: run the same command to repeat them.")
     print(f"table: {path}")
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be measured: this package, "cnnlstm_fast" or "cnnlstm_fast:BACKEND", and the peers."""
+"""The candidates by name: this package, "cnnlstm_fast" or "cnnlstm_fast:BACKEND", and the peers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .jobs import Inputs, ModelInputs, fast_job
 
 
 def candidate(name: str) -> Peer:
-    """Raises ValueError with the known names."""
+    """The candidate of that name; ValueError with the known names for any other."""
     family, _, backend = name.partition(":")
     if family == OURS and (not backend or backend in BACKENDS):
         return _ours(name, backend or "auto")

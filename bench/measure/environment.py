@@ -1,4 +1,4 @@
-"""What every result carries: hardware, versions, commit."""
+"""Hardware, versions and commit, which every result records."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FLAGS = {
     *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"),
     *("asimd", "asimddp", "sve", "sve2", "bf16", "i8mm"),
 }
-"""The instruction sets that an LSTM's speed may depend on, as /proc/cpuinfo spells them."""
+"""Instruction sets that may affect an LSTM's speed, named as in /proc/cpuinfo."""
 SWITCHES = ("OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_CPU_CAPABILITY", "CNNLSTM_")
-"""How the names of environment variables begin that change what runs."""
+"""Prefixes of environment variables that change what runs."""
 
 
 def hardware() -> dict[str, Any]:
@@ -40,7 +40,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Of everything that runs or has compiled what runs."""
+    """Versions of the software that runs, and of what compiled it."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -55,9 +55,9 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """``id`` of the checkout, None outside of one; ``dirty`` where a file but what is measured differs from it."""
+    """``id`` of the checkout, None outside of one; ``dirty`` if a file other than measured results differs from it."""
     if not (ROOT / "setup.py").exists():
-        return {"id": None, "dirty": None}  # installed: a repository around it would be somebody else's
+        return {"id": None, "dirty": None}  # installed: an enclosing repository is another project's
     found = _git("rev-parse", "HEAD")
     changes = _git(
         "status", "--porcelain", "--", ".", ":!bench/results", ":!cnnlstm_fast/recurrent/backends/tables"
@@ -66,8 +66,8 @@ def commit() -> dict[str, Any]:
 
 
 def busy_seconds() -> float | None:
-    """What all cores of this machine have worked, and what a host has taken from them, since it started; None where
-    the system does not tell."""
+    """CPU seconds that all cores of this machine have been busy since boot, time stolen by a host included; None where
+    the system does not report it."""
     path = Path("/proc/stat")
     if not path.exists():
         return None
@@ -86,7 +86,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _caches() -> dict[str, str]:
-    """As the kernel tells them of the first core: {"L2": "2048K"}."""
+    """Caches of the first core as the kernel reports them: {"L2": "2048K"}."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))

@@ -1,4 +1,4 @@
-"""A case's inputs, and the candidates that run on them: the gate and the timing call the same code."""
+"""A case's inputs and the jobs that run on them. The accuracy check and the timing call the same code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Forward = Callable[[Tensor | PackedSequence, States | None], tuple[Tensor | Pack
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all candidates of a case get, in one dtype. D directions, P = proj_size or H, N rows of a packed
+    """The inputs of a case for all candidates, in one dtype. D directions, P = proj_size or H, N rows of a packed
     sequence."""
 
     x: Tensor | PackedSequence  # (T, B, I), or rows (N, I)
@@ -69,7 +69,7 @@ class ModelInputs:
 
 
 def build(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs | ModelInputs:
-    """Random data from a seed of the case's own; the same numbers, rounded, in every dtype."""
+    """Random data, seeded by the case's name; the same numbers, rounded, in every dtype."""
     seed = zlib.crc32(case.name.encode())
     if case.model:
         return ModelInputs(*make(case.model, case.T, case.B, seed)).to(dtype, device)
@@ -107,10 +107,10 @@ def build(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs | Model
 
 @dataclass
 class Job:
-    """One candidate with a case's inputs, ready to be run again and again.
+    """One candidate with a case's inputs, ready to run repeatedly.
 
     Args:
-        states: hand in h0 and c0, and let the loss depend on the final states; without it on the output alone.
+        states: pass h0 and c0, and let the loss depend on the final states; otherwise on the output alone.
         amp: under autocast to bfloat16.
     """
 
@@ -128,7 +128,7 @@ class Job:
         given = {"input": x.data if isinstance(x, PackedSequence) else x}
         if self.states:
             given |= {"h0": self.inputs.h0, "c0": self.inputs.c0}
-        # leaves of the job's own, for it to keep gradients in; a clone keeps the strides
+        # the job's own leaves, which hold the gradients; clone() keeps the strides
         self._leaves = {name: tensor.clone().requires_grad_(training) for name, tensor in given.items()}
         self._x: Tensor | PackedSequence = self._leaves["input"]
         if isinstance(x, PackedSequence):
@@ -136,7 +136,7 @@ class Job:
         self._hx = (self._leaves["h0"], self._leaves["c0"]) if self.states else None
 
     def __call__(self) -> tuple[Tensor | PackedSequence, States]:
-        """What is timed."""
+        """The timed call."""
         if self.mode == "inference":
             with torch.no_grad(), autocast(self.amp, self.inputs.h0.device):
                 return self.forward(self._x, self._hx)
@@ -184,7 +184,7 @@ class ModelJob:
         self.module.train(self.mode == "training")
 
     def __call__(self) -> Tensor:
-        """What is timed: scores, and in training the gradients of half their mean square."""
+        """The timed call: scores, and in training the gradients of half their mean square."""
         training = self.mode == "training"
         with torch.set_grad_enabled(training), autocast(self.amp, self.x.device):
             scores: Tensor = self.module(self.x)
@@ -210,8 +210,8 @@ def fast_job(
     states: bool | None = None,
     amp: bool = False,
 ) -> Job | ModelJob:
-    """cnnlstm_fast.LSTM with the named backend, or "auto", or the model with such layers; ``states`` as the case has
-    it unless given."""
+    """cnnlstm_fast.LSTM with the named backend, or "auto", or the model with such layers; ``states`` defaults to the
+    case's."""
     if isinstance(inputs, ModelInputs):
         return ModelJob(cnnlstm_fast.optimize(copy.deepcopy(inputs.module), backend), inputs.x, mode, amp)
     module = _with_weights(cnnlstm_fast.LSTM(**arguments(case), backend=backend), inputs)
@@ -229,8 +229,8 @@ def pytorch_job(
     states: bool | None = None,
     amp: bool = False,
 ) -> Job | ModelJob:
-    """Plain nn.LSTM in the way its users call it: lengths mean packing before it and padding after it, and resets
-    a call for each stretch of steps without one. Or the model as it is."""
+    """nn.LSTM as its users call it: for lengths, packing before and padding after it; for resets, one call for each
+    stretch of steps between two of them. Or the unchanged model."""
     if isinstance(inputs, ModelInputs):
         return ModelJob(copy.deepcopy(inputs.module), inputs.x, mode, amp)
     module = _with_weights(nn.LSTM(**arguments(case)), inputs)
@@ -240,7 +240,7 @@ def pytorch_job(
     elif inputs.lengths is None or case.packed:
         forward = module
     elif case.empty:
-        forward = partial(_packed_but_empty, module, inputs.lengths)
+        forward = partial(_packed_without_empty, module, inputs.lengths)
     else:
         forward = partial(_packed, module, inputs.lengths)
     return Job(module, forward, inputs, mode, case.states if states is None else states, amp)
@@ -254,12 +254,12 @@ def oracle_job(
 
 
 def runs_in_pytorch(case: Case) -> bool:
-    """nn.LSTM refuses sequences of no steps."""
+    """nn.LSTM rejects sequences without steps."""
     return case.T > 0
 
 
 def _stretches(lstm: nn.LSTM, reset: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
-    """From one step with a reset in any sequence to the next, as recurrent policies are trained."""
+    """One call for the steps from a reset in any sequence to the next one, as recurrent policies are trained."""
     if hx is None:
         shape = (lstm.num_layers, x.size(1), lstm.hidden_size)
         hx = (x.new_zeros(shape), x.new_zeros(shape))
@@ -278,8 +278,8 @@ def _packed(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | None) -> tuple[
     return pad_packed_sequence(output, total_length=x.size(0))[0], states
 
 
-def _packed_but_empty(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
-    """Packing refuses sequences of length zero, so they are left out and put back."""
+def _packed_without_empty(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:
+    """Packing rejects sequences of length zero: they are removed before it and put back after it."""
     rows, B = lengths.nonzero().squeeze(1), lengths.numel()
 
     def put_back(part: Tensor, full: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""``python -m bench.measure.memory``: what a training forward keeps for its backward, and the price of recompute."""
+"""``python -m bench.measure.memory``: memory kept for the backward pass, and the cost of recompute."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SHAPES = [  # T, B, I, H, layers, directions
 
 
 def saved(forward: Callable[[], Any], held: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that autograd keeps beside the results and what the caller holds anyway.
+    """Bytes of the tensors that autograd saves, without the results and the tensors that the caller holds.
 
     Args:
         held: the caller's tensors: input, states, parameters.
     """
     storages: dict[int, int] = {}
-    kept: list[Tensor] = []  # alive, so that no two of them have one address
+    kept: list[Tensor] = []  # keeps them alive, so that no address is reused
 
     def note(tensor: Tensor) -> Tensor:
         kept.append(tensor.detach())
@@ -47,10 +47,10 @@ def saved(forward: Callable[[], Any], held: Iterable[Tensor]) -> int:
 
 
 def allocated(forward: Callable[[], Any]) -> int:
-    """Bytes by which glibc's heap has grown beside the results: what really stays, Python's objects included.
+    """Growth of glibc's heap in bytes, without the results: all memory that stays allocated, Python objects included.
 
     Raises:
-        OSError, AttributeError: this is not glibc 2.33 or later.
+        OSError, AttributeError: the C library is not glibc 2.33 or later.
     """
     before = _heap()
     results = forward()
@@ -87,7 +87,7 @@ def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 
 def layers(shape: tuple[int, ...], dtype: torch.dtype, packed: bool) -> tuple[dict[str, nn.Module], Any]:
-    """PyTorch's layer and ours of one shape (as in ``SHAPES``), and an input for them."""
+    """PyTorch's layer and ours, of one of ``SHAPES``, and an input for them."""
     T, B, I, H, L, D = shape
     arguments: dict[str, Any] = dict(
         input_size=I, hidden_size=H, num_layers=L, bidirectional=D == 2, dtype=dtype
@@ -106,7 +106,7 @@ def layers(shape: tuple[int, ...], dtype: torch.dtype, packed: bool) -> tuple[di
 
 def kept(layer: nn.Module, x: Any) -> tuple[int, int]:
     """Bytes that the layer keeps for its backward pass, by ``saved`` and by ``allocated``."""
-    layer(x)  # a first call may set something up for good
+    layer(x)  # a first call may allocate memory that stays
     return saved(lambda: layer(x), _tensors((x, *layer.parameters()))), allocated(lambda: layer(x))
 
 
@@ -117,7 +117,7 @@ def step(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.measure.memory", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each shape's times (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to time each shape (%(default)s)")
     seconds = parser.parse_args().seconds
     print("MiB kept for the backward pass: by autograd's saved tensors (by the heap)")
     for shape, dtype, packed in itertools.product(SHAPES, (torch.float32, torch.bfloat16), (False, True)):
@@ -125,7 +125,7 @@ def main() -> None:
         found = {name: [size / 2**20 for size in kept(layer, x)] for name, layer in made.items()}
         texts = [f"{name}: {by_saved:.2f} ({by_heap:.2f})" for name, (by_saved, by_heap) in found.items()]
         print(shape, str(dtype).removeprefix("torch."), "packed" if packed else "padded", *texts, sep="  ")
-    print("Milliseconds of a training step in float32, median, and how many times as long recompute takes")
+    print("Milliseconds of a training step in float32, median; ratio: time with recompute / without")
     for shape in SHAPES:
         made, x = layers(shape, torch.float32, False)
         times = interleave({name: partial(step, layer, x) for name, layer in made.items()}, seconds)

@@ -1,4 +1,4 @@
-"""The parent's end of a worker: started when first needed, stopped while it is another one's turn."""
+"""The parent's side of a worker process: started on the first request, stopped (SIGSTOP) between requests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 
 class WorkerFailed(Exception):
-    """A sentence about a worker that ended, hung or reported an error."""
+    """A worker ended, timed out or reported an error; the message is one sentence."""
 
 
 class WorkerProcess:
-    """``request`` is the whole interface; after a failure the next request starts a new process.
+    """Sends requests to a worker; after a failure the next request starts a new process.
 
     Args:
-        log: where the worker's standard error goes.
+        log: the file for the worker's standard error.
     """
 
     def __init__(self, name: str, threads: int, log: Path) -> None:
@@ -29,10 +29,13 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def request(self, seconds: float, /, **request: Any) -> dict[str, Any]:
-        """Sends a request and waits for its answer, at most so many seconds.
+        """Sends a request and returns the answer.
+
+        Args:
+            seconds: timeout.
 
         Raises:
-            WorkerFailed: there is none, or it is an error.
+            WorkerFailed: no answer, or an error.
         """
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
@@ -47,7 +50,7 @@ class WorkerProcess:
             self.close()
             raise WorkerFailed(f"no answer within {seconds:.0f} s") from None
         if not line:
-            raise WorkerFailed(self._epitaph())
+            raise WorkerFailed(self._exit_reason())
         process.send_signal(signal.SIGSTOP)
         answer = json.loads(line)
         if "error" in answer:
@@ -75,12 +78,12 @@ class WorkerProcess:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env=os.environ | dict.fromkeys(names, threads) | {"PYTHONPATH": path},
-                    start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
+                    start_new_session=True,  # Ctrl-C reaches only the parent, which then ends its workers
                 )
         return self._process
 
-    def _epitaph(self) -> str:
-        """How the process ended, and the last line it wrote."""
+    def _exit_reason(self) -> str:
+        """How the process ended, and the last line of its log."""
         assert self._process is not None
         code = self._process.wait()
         self.close()
@@ -90,7 +93,7 @@ class WorkerProcess:
 
 
 def _read_line(descriptor: int, seconds: float) -> bytes:
-    """A line, or b"" at the end of the stream; TimeoutError after so many seconds."""
+    """A line, or b"" at the end of the stream; raises TimeoutError after ``seconds``."""
     end = time.monotonic() + seconds
     parts: list[bytes] = []
     with selectors.DefaultSelector() as selector:

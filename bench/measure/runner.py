@@ -1,8 +1,7 @@
-"""Measures calls: every candidate in a process of its own, in turns within every round, after the gate."""
+"""Measures calls in interleaved rounds, each candidate in its own process, after the accuracy check."""
 
 from __future__ import annotations
 
-import random
 import statistics
 import tempfile
 import time
@@ -16,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..accuracy import complaint, eager_errors, judge
+from cnnlstm_fast.timing import orders
+
+from ..accuracy import accuracy_errors, accuracy_failure, eager_errors
 from ..cases import DTYPES, Call
 from ..report.record import OURS, PYTORCH, Measurement, Row
-from ..roofline.ceilings import Ceilings
-from ..roofline.floor import floor
+from ..roofline.lower_bound import lower_bound
+from ..roofline.peaks import Roofline
 from . import environment as machine
 from .candidates import candidate
 from .jobs import build, fast_job, oracle_job
@@ -29,10 +30,10 @@ from .worker import LONG_CALL
 
 LEAST_ROUNDS, LEAST_LONG_ROUNDS, MOST_ROUNDS = 8, 5, 60
 TWINS = 2
-"""Processes of each candidate. The same code on the same call differs by up to 5 % from process to process, as its
-memory and stacks lie elsewhere; rounds by turns with either let the interval know of it. Long calls differ less, and
-their data would fill the machine's memory twice."""
-TURN = 0.03  # seconds: long beside a warm-up, short beside a drift of the machine
+"""Processes of each candidate, which alternate from round to round. The time of the same call differs by up to 5 %
+between processes, since their memory and stacks have other addresses; two of them bring this scatter into the
+interval. A long call has one process: it differs less, and two would hold its data twice."""
+TURN = 0.03  # seconds: long compared with the warm-up, short compared with drifts of the machine's speed
 SETUP_LIMIT = 180.0  # seconds for set-up, first calls and results
 
 
@@ -49,25 +50,25 @@ class Plan:
     device: str = "cpu"
     seconds: float = 1.0  # for each candidate on each call
     threads: int = 1
-    gate: bool = True  # compare results with the oracle first; False where the tests have done so
+    check_accuracy: bool = True  # against the oracle before timing; False where the tests cover it
 
 
 class Runner:
-    """Holds the workers of a run; a context manager, which ends them.
+    """Owns the workers of a run; a context manager that ends them.
 
     Args:
-        launch: makes the worker of a candidate.
+        launch: starts the worker of a candidate.
     """
 
     def __init__(
-        self, plan: Plan, ceilings: Ceilings | None, launch: Callable[[str], Worker] | None = None
+        self, plan: Plan, roofline: Roofline | None, launch: Callable[[str], Worker] | None = None
     ) -> None:
-        self.plan, self.ceilings = plan, ceilings
+        self.plan, self.roofline = plan, roofline
         self._folder = tempfile.TemporaryDirectory(prefix="cnnlstm-bench-")
         self._launch = launch or self._process
         self._workers: dict[tuple[str, int], Worker] = {}
         self.missing: dict[str, str] = {}
-        """Peers that are not installed, and how pip brings them."""
+        """Peers that are not installed, and the command that installs them."""
         for name in plan.candidates:
             absent = candidate(name).missing()
             if absent:
@@ -82,7 +83,7 @@ class Runner:
         self._folder.cleanup()
 
     def measure(self, call: Call) -> Row:
-        """Sets all candidates up, lets the gate judge them, times in turns those that passed, and lets the call go."""
+        """Sets up all candidates, checks their accuracy, times those that passed, and releases the call."""
         row = self._measure(call)
         for worker in self._workers.values():
             with suppress(WorkerFailed):  # the next request starts another
@@ -90,8 +91,8 @@ class Runner:
         return row
 
     def _measure(self, call: Call) -> Row:
-        # first: it takes twice the memory of a candidate
-        exact = self._exact(call) if self.plan.gate else {}
+        # before any candidate holds memory: float64 takes twice as much as a candidate
+        exact = self._exact(call) if self.plan.check_accuracy else {}
         twins: dict[str, int] = {}
         found: dict[str, Measurement] = {}
         results: dict[str, Path] = {}
@@ -105,7 +106,7 @@ class Runner:
             elif reason is not None:
                 found[name] = replace(measurement, status="unsupported", reason=reason)
             else:
-                path = Path(self._folder.name) / f"{len(results)}.pt" if self.plan.gate else None
+                path = Path(self._folder.name) / f"{len(results)}.pt" if self.plan.check_accuracy else None
                 try:
                     prepared = self._prepare(name, 0, call, path)
                     once = peer.slow_setup or prepared["call_s"] >= LONG_CALL
@@ -119,7 +120,7 @@ class Runner:
                 found[name] = replace(measurement, **prepared)
                 if path is not None:
                     results[name] = path
-        found |= self._gated(call, exact, {name: found[name] for name in results}, results)
+        found |= self._checked(call, exact, {name: found[name] for name in results}, results)
         timed = {name: twins[name] for name, m in found.items() if m.status == "measured"}
         times, others = self._rounds(timed, slowest)
         for name, rounds in times.items():
@@ -127,8 +128,8 @@ class Runner:
                 found[name] = replace(found[name], status="error", reason=rounds)
             else:
                 found[name] = _with_times(found[name], rounds)
-        limit = None if self.ceilings is None else floor(*call, self.ceilings, self.plan.device)
-        return Row(*call, found, limit, others)
+        bound = None if self.roofline is None else lower_bound(*call, self.roofline, self.plan.device)
+        return Row(*call, found, bound, others)
 
     def _process(self, name: str) -> Worker:
         return WorkerProcess(name, self.plan.threads, Path(self._folder.name) / f"{name}.log")
@@ -149,16 +150,16 @@ class Runner:
             results=None if path is None else str(path),
         )
 
-    def _gated(
+    def _checked(
         self,
         call: Call,
         exact: Mapping[str, Tensor],
         prepared: Mapping[str, Measurement],
         results: Mapping[str, Path],
     ) -> dict[str, Measurement]:
-        """Each with its worst error; "failed" where one is too large."""
+        """The measurements, each with its largest error relative to its limit; "failed" where one exceeds it."""
         loaded = {name: torch.load(path, map_location="cpu") for name, path in results.items()}
-        gated: dict[str, Measurement] = {}
+        checked: dict[str, Measurement] = {}
         try:
             eager = (
                 eager_errors(loaded[PYTORCH], exact, call.dtype, bool(call.case.model))
@@ -166,26 +167,26 @@ class Runner:
                 else {}
             )
         except AssertionError as error:
-            # PyTorch is wrong, or the oracle: plain operations in the row's dtype tell
-            gated[PYTORCH] = replace(prepared[PYTORCH], status="failed", reason=str(error))
+            # Either PyTorch or the oracle is wrong: the reference in the row's dtype decides which
+            checked[PYTORCH] = replace(prepared[PYTORCH], status="failed", reason=str(error))
             try:
                 eager = eager_errors(self._plain(call), exact, call.dtype, bool(call.case.model))
             except AssertionError as error:
                 return {name: replace(m, status="failed", reason=str(error)) for name, m in prepared.items()}
         for name, measurement in prepared.items():
-            if name in gated:
+            if name in checked:
                 continue
             try:
-                rows = judge(loaded[name], exact, eager, call.dtype, measurement.precision)
+                rows = accuracy_errors(loaded[name], exact, eager, call.dtype, measurement.precision)
             except AssertionError as error:
-                gated[name] = replace(measurement, status="failed", reason=str(error))
+                checked[name] = replace(measurement, status="failed", reason=str(error))
                 continue
             worst = max(rows, key=lambda row: row.fast / row.limit)
-            gated[name] = replace(measurement, error=worst.fast, limit=worst.limit)
-            wrong = complaint(rows)
-            if wrong:
-                gated[name] = replace(gated[name], status="failed", reason=wrong)
-        return gated
+            checked[name] = replace(measurement, error=worst.fast, limit=worst.limit)
+            failure = accuracy_failure(rows)
+            if failure:
+                checked[name] = replace(checked[name], status="failed", reason=failure)
+        return checked
 
     def _exact(self, call: Call) -> dict[str, Tensor]:
         case = replace(call.case, dropout=0.0)
@@ -203,17 +204,20 @@ class Runner:
     def _rounds(
         self, twins: Mapping[str, int], slowest: float
     ) -> tuple[dict[str, list[list[float]] | str], float | None]:
-        """The times of all calls, round by round, of each candidate with its number of twins, or the sentence with
-        which it ended; and how many cores others used meanwhile."""
+        """Per candidate the times of all its calls, round by round, or the message with which it failed; and how many
+        cores other processes used meanwhile.
+
+        Args:
+            twins: the candidates, with the number of processes of each.
+            slowest: seconds of the slowest candidate's call.
+        """
         times: dict[str, list[list[float]] | str] = {name: [] for name in twins}
-        order = list(twins)
         count = round(self.plan.seconds / max(TURN, slowest))
-        shuffle = random.Random(0).shuffle
         start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
         own = 0.0
         least = LEAST_ROUNDS if slowest < LONG_CALL else LEAST_LONG_ROUNDS
-        for number in range(max(least, min(MOST_ROUNDS, count))):
-            shuffle(order)  # who runs after whom must not matter
+        total = max(least, min(MOST_ROUNDS, count))
+        for number, order in zip(range(total), orders(twins), strict=False):
             for name in order:
                 rounds = times[name]
                 if isinstance(rounds, str):

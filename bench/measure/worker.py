@@ -1,9 +1,9 @@
 """The process of one candidate: ``python -m bench.measure.worker NAME THREADS``.
 
-It reads one JSON request a line and answers with one line each: ``prepare`` a call, take a ``turn`` at it,
-``release`` it. Whatever an engine prints goes to the standard error, so that it cannot mix with the answers. The
-parent stops the process (SIGSTOP) whenever it is another one's turn: an idle thread pool that spins would cost that
-one a core.
+It reads JSON requests from standard input, one a line, and answers each with a line: ``prepare`` a call, time it for a
+``turn``, ``release`` it. What an engine prints is redirected to standard error, so that it cannot mix with the answers.
+The parent stops the process (SIGSTOP) outside its turns: the spinning threads of an idle thread pool would take a core
+from the candidate that is being timed.
 """
 
 from __future__ import annotations
@@ -25,39 +25,41 @@ from typing import Any
 
 import torch
 
-from ..accuracy import memory_full_of_nan
+from cnnlstm_fast.timing import synchronizer, timed
+
+from ..accuracy import nan_filled_memory
 from ..cases import DTYPES, Case
 from ..peers.base import Peer, Runnable
 from .candidates import candidate
 from .jobs import build
 
 MOST_CALLS = 200  # in one turn
-WARM_UP = 0.15  # of a turn's time: the others have used the caches
-LONG_CALL = 0.3  # seconds: what a call that long loses to cold caches does not show in its time
+WARM_UP = 0.15  # of a turn's time, untimed: other candidates have evicted this one's data from the caches
+LONG_CALL = 0.3  # seconds: on such a call cold caches have no visible effect, so it needs no warm-up
 
 
 class Worker:
-    """Serves the requests for one candidate; usable within a process, too."""
+    """Serves the requests for one candidate; tests use it without a process of its own."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.job: Runnable | None = None
         self._call_s = 0.0
-        self.wait: Callable[[], None] = lambda: None
+        self._synchronize = synchronizer("cpu")
 
     def prepare(self, case: Case, mode: str, dtype: str, device: str, results: str | None) -> dict[str, Any]:
-        """Sets the call up, runs it, and saves its results if it is told where; what was there before is let go.
+        """Sets up the call in place of the previous one, runs it, and saves its results if a path is given.
 
         Returns:
-            setup_s, first_call_s, call_s (the second call's time) and peak_bytes, the most memory that was in use over
-            what there was with the inputs alone.
+            setup_s, first_call_s, call_s (the second call's time) and peak_bytes, the peak memory without that of the
+            inputs.
         """
         self.job = None
-        self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self._synchronize = synchronizer(device)
         inputs = build(case, DTYPES[dtype], device)
         peak = _gpu_peak() if device == "cuda" else _cpu_peak()
         start = time.perf_counter()
-        # masks are drawn differently everywhere: numbers are compared without dropout
+        # every implementation draws its masks differently: results are compared without dropout
         job = self.peer.prepare(replace(case, dropout=0.0), inputs, mode, dtype)
         setup_s = time.perf_counter() - start
         self.job = job
@@ -77,10 +79,10 @@ class Worker:
         }
 
     def turn(self, seconds: float) -> dict[str, Any]:
-        """Calls again and again for so long, at least once; after an untimed call unless a call is long.
+        """Times calls for that long, at least one; preceded by untimed warm-up calls unless a call is long.
 
         Returns:
-            ``times``: seconds of each call; ``cpu_s``: what all threads of this process used in the whole turn.
+            ``times``: seconds of each call; ``cpu_s``: CPU time of all threads of this process in the whole turn.
         """
         start, used = time.perf_counter(), time.process_time()
         while self._call_s < LONG_CALL:
@@ -94,21 +96,18 @@ class Worker:
         return {"times": times, "cpu_s": time.process_time() - used}
 
     def release(self) -> dict[str, Any]:
-        """Lets the call and its memory go; not its cycles, which would take all workers seconds to look for."""
+        """Frees the call and its memory, except reference cycles: collecting garbage takes seconds over all workers."""
         self.job = None
         _trim()
         return {}
 
     def _time(self) -> float:
         assert self.job is not None
-        start = time.perf_counter()
-        self.job()
-        self.wait()
-        return time.perf_counter() - start
+        return timed(self.job, self._synchronize)
 
     def _nan_memory(self) -> AbstractContextManager[None]:
-        """For what allocates through PyTorch eagerly; compiled graphs would be compiled anew for it."""
-        return memory_full_of_nan() if not self.peer.slow_setup else nullcontext()
+        """Only for eager candidates: a compiled graph would be recompiled for it."""
+        return nan_filled_memory() if not self.peer.slow_setup else nullcontext()
 
 
 def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
@@ -126,16 +125,16 @@ def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trim() -> None:
-    """Gives freed memory back to the machine."""
+    """Returns freed memory to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
 
 
 def _cpu_peak() -> Callable[[], int | None]:
-    """Starts watching the memory of this process; the result tells by how much it grew at most, in bytes."""
+    """Resets the peak memory of this process; the result returns the growth up to the new peak, in bytes."""
     gc.collect()
-    _trim()  # what malloc keeps would hide what is taken next
+    _trim()  # allocations from memory that malloc has kept would not show
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:
@@ -150,7 +149,7 @@ def _status(name: str) -> int:
 
 
 def _gpu_peak() -> Callable[[], int | None]:
-    """The same of the memory that PyTorch takes on the GPU."""
+    """The same for the memory that PyTorch allocates on the GPU."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -160,15 +159,14 @@ def _gpu_peak() -> Callable[[], int | None]:
 
 def main(name: str, threads: str) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: a stopped process would outlive its parent
+        # PR_SET_PDEATHSIG: a stopped process would outlive its parent
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    warnings.simplefilter("ignore")  # a peer's own, such as of its deprecation, are no news here
+    warnings.simplefilter("ignore")  # a peer's own warnings, such as of deprecations, do not matter here
     torch.set_num_threads(int(threads))
     worker = Worker(candidate(name))
-    gc.freeze()  # what the imports made need not be looked through before every call
+    gc.freeze()  # keeps the garbage collector from scanning the imported modules before every call
     for line in sys.stdin:
         answers.write(json.dumps(answer(worker, json.loads(line))) + "\n")
         answers.flush()

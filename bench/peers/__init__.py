@@ -1,6 +1,6 @@
-"""The other ways to run an LSTM that the benchmark measures beside this package.
+"""The peers: other implementations of an LSTM that the benchmark compares with this package.
 
-To add one: a file in this folder that makes a ``Peer``, and its line in ``PEERS``.
+To add one: a file in this folder that defines a ``Peer``, and a line in ``PEERS``.
 """
 
 from __future__ import annotations

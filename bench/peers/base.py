@@ -1,4 +1,4 @@
-"""What a peer is: another way to run the same call, set up as its own documentation recommends."""
+"""A peer: another implementation of the same call, set up as its own documentation recommends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..cases import Case
 
 
 class Runnable(Protocol):
-    """One candidate with a case's inputs, ready to be run again and again."""
+    """One candidate with a case's inputs, ready to run repeatedly."""
 
     def __call__(self) -> object:
-        """What is timed: one call."""
+        """The timed call."""
 
     def results(self) -> dict[str, Tensor]:
         """Runs once; names as in ``jobs.Job.results``: output, h_n, c_n, in training the gradients."""
@@ -24,23 +24,23 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Peer:
-    """A line of the table ``PEERS``. Modules are imported within ``prepare``: each runs in a process of its own."""
+    """An entry of ``PEERS``. Its modules are imported within ``prepare``: every peer runs in a process of its own."""
 
     name: str
     summary: str
     modules: tuple[str, ...]
-    """What must be importable; where one is not, the peer is listed as missing."""
+    """The modules that it needs; without one of them the peer is listed as missing."""
     pip: str
-    """The names under which pip brings them."""
+    """The packages that pip installs them from."""
     supports: Callable[[Case, str, str, str], str | None]
-    """(case, mode, dtype, device) -> None, or why this peer cannot take the call. Cheap, imports nothing heavy."""
+    """(case, mode, dtype, device) -> None, or why this peer cannot run the call. Cheap: imports none of the modules."""
     prepare: Callable[[Case, Any, str, str], Runnable]
-    """(case, inputs, mode, dtype) -> what runs the call: all converting, compiling and packing is done here. The
-    inputs are ``jobs.Inputs``, or ``ModelInputs`` where ``case.model`` is set."""
+    """(case, inputs, mode, dtype) -> the job, after all conversion, compilation and packing. The inputs are
+    ``jobs.Inputs``, or ``ModelInputs`` where ``case.model`` is set."""
     precision: str | None = None
-    """Of the products where it is not the row's dtype: "int8", "tf32"."""
+    """Precision of the products where it differs from the row's dtype: "int8", "tf32"."""
     slow_setup: bool = False
-    """Left out of the suite `quick` unless it is asked for by name."""
+    """Excluded from the suite `quick` unless it is named."""
 
     def missing(self) -> list[str]:
         return [module for module in self.modules if importlib.util.find_spec(module) is None]

@@ -1,6 +1,6 @@
-"""An ONNX graph made directly of a case's weights, all sizes fixed: one LSTM node for each layer.
+"""An ONNX graph built from a case's weights, with static shapes: one LSTM node for each layer.
 
-It is made without an exporter because those of PyTorch lose lengths and projections.
+It does not use PyTorch's exporters, which lose lengths and projections.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ OUTPUTS = ("output", "h_n", "c_n")
 OPSET = 17
 
 
-def why_not(case: Case, mode: str, device: str) -> str | None:
-    """What no engine can be asked for by way of this graph."""
+def unsupported_reason(case: Case, mode: str, device: str) -> str | None:
+    """None, or why the call cannot be expressed by this graph."""
     return first_reason(
         (mode != "inference", "inference only"),
         (device != "cpu", "set up for the CPU only"),
         (bool(case.model), "set up for the layer alone"),
-        (case.T == 0, "engines refuse tensors of no elements"),
+        (case.T == 0, "engines reject empty tensors"),
         (case.proj_size > 0, "ONNX's LSTM has no projections"),
         (case.resets > 0, "ONNX's LSTM has no resets"),
     )
@@ -50,12 +50,12 @@ def model(case: Case, inputs: Inputs) -> Any:
         given += [value("h0", states), value("c0", states)]
     results = [value("output", [T, B, D * H]), value("h_n", states), value("c_n", states)]
     graph = helper.make_graph(list(_nodes(case)), "lstm", given, results, list(_constants(case, inputs)))
-    # the oldest version of the file format that has this opset, for engines older than onnx
+    # the oldest IR version with this opset, for engines that are older than the onnx package
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
 def feeds(case: Case, inputs: Inputs) -> dict[str, np.ndarray]:
-    """All of the graph's inputs but x, which a caller may have to copy at every call."""
+    """All inputs of the graph except x, which a caller may have to copy at every call."""
     found = {}
     if case.lengths is not None:
         assert inputs.lengths is not None
@@ -66,14 +66,14 @@ def feeds(case: Case, inputs: Inputs) -> dict[str, np.ndarray]:
 
 
 def padded(case: Case, inputs: Inputs) -> Tensor:
-    """x in float32 as the graph takes it."""
+    """x as the graph takes it: float32, padded."""
     x = inputs.x
     x = pad_packed_sequence(x, total_length=case.T)[0] if isinstance(x, PackedSequence) else x
     return x.float()
 
 
 def as_results(case: Case, inputs: Inputs, arrays: Any) -> dict[str, Tensor]:
-    """What the engine gave in the order of ``OUTPUTS``, in the form that the case has."""
+    """The engine's outputs, given in the order of ``OUTPUTS``, in the case's own form (packed or padded)."""
     found = {name: torch.from_numpy(np.array(array)) for name, array in zip(OUTPUTS, arrays, strict=True)}
     if case.packed:
         assert inputs.lengths is not None

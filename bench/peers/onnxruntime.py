@@ -17,7 +17,7 @@ from .base import Peer, first_reason
 
 
 def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
-    return onnx_graph.why_not(case, mode, device) or first_reason(
+    return onnx_graph.unsupported_reason(case, mode, device) or first_reason(
         (dtype != "f32", "its LSTM has no 16-bit kernel"),
         (case.empty > 0 and case.states, "it returns zeros as the final states of an empty sequence"),
     )
@@ -35,9 +35,9 @@ class _Session:
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._case, self._inputs = case, inputs
         self._x = onnx_graph.padded(case, inputs)
-        # bound once, as by callers who care: a call of Session.run takes 5 microseconds more
+        # bound once, as performance-conscious callers do: Session.run takes 5 microseconds more
         self._binding = self._session.io_binding()
-        self._feeds = onnx_graph.feeds(case, inputs)  # kept, for the binding does not own them
+        self._feeds = onnx_graph.feeds(case, inputs)  # kept alive: the binding does not own them
         for name, array in self._feeds.items():
             self._binding.bind_cpu_input(name, array)
         self._found = [
@@ -48,7 +48,7 @@ class _Session:
             self._binding.bind_ortvalue_output(name, found)
 
     def __call__(self) -> None:
-        x = self._x.contiguous().numpy()  # named, so that it lives until the run is over
+        x = self._x.contiguous().numpy()  # a variable keeps it alive until the run is over
         self._binding.bind_cpu_input("x", x)
         self._session.run_with_iobinding(self._binding)
 

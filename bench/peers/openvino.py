@@ -14,14 +14,14 @@ from .base import Peer, first_reason
 
 
 def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
-    return onnx_graph.why_not(case, mode, device) or first_reason(
+    return onnx_graph.unsupported_reason(case, mode, device) or first_reason(
         (dtype not in ("f32", "bf16"), "set up for float32 and bfloat16"),
         (case.empty > 0 and case.states, "it returns wrong final states of an empty sequence"),
     )
 
 
 class _Compiled:
-    """Tensors are float32 in either dtype: bfloat16 is what the products are computed in."""
+    """Tensors are float32 in either dtype; bfloat16 is only the precision of the products."""
 
     def __init__(self, case: Case, inputs: Inputs, precision: str) -> None:
         import openvino

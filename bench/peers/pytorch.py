@@ -12,7 +12,7 @@ from .base import Peer, first_reason
 
 
 def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
-    return first_reason((not runs_in_pytorch(case), "nn.LSTM refuses sequences of no steps"))
+    return first_reason((not runs_in_pytorch(case), "nn.LSTM rejects sequences without steps"))
 
 
 def _supports_tf32(case: Case, mode: str, dtype: str, device: str) -> str | None:
@@ -21,7 +21,7 @@ def _supports_tf32(case: Case, mode: str, dtype: str, device: str) -> str | None
 
 
 def _prepare(tf32: bool, case: Case, inputs: Inputs | ModelInputs, mode: str, dtype: str) -> Job | ModelJob:
-    # cuDNN is allowed TF32 by default, whereas a row named f32 compares with float32 products
+    # PyTorch allows cuDNN TF32 by default, but rows in f32 compare float32 products
     torch.backends.cudnn.allow_tf32 = tf32
     return pytorch_job(case, inputs, mode, amp=dtype == "amp")
 
@@ -36,7 +36,7 @@ EAGER = Peer(
 )
 TF32 = Peer(
     "pytorch-tf32",
-    "nn.LSTM, eager, cuDNN with TF32 products as is PyTorch's default",
+    "nn.LSTM, eager, cuDNN with TF32 products, PyTorch's default",
     modules=("torch",),
     pip="torch",
     supports=_supports_tf32,

@@ -1,4 +1,4 @@
-"""PyTorch's dynamic quantization: int8 weights, activations quantized at every call."""
+"""PyTorch's dynamic quantization: int8 weights, activations quantized in every call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
         (device != "cpu", "its kernels run on the CPU only"),
         (dtype != "f32", "it takes float32 tensors only"),
         (bool(case.model), "set up for the layer alone"),
-        (case.T == 0, "it refuses sequences of no steps"),
+        (case.T == 0, "it rejects sequences without steps"),
         (case.proj_size > 0, "it has no projections"),
         (case.resets > 0, "it has no resets"),
         (case.lengths is not None and not case.packed, "it takes lengths as a PackedSequence only"),

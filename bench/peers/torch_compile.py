@@ -1,4 +1,4 @@
-"""torch.compile of nn.LSTM, with static shapes and as one graph, so that no part of it falls back to eager unseen."""
+"""torch.compile of nn.LSTM with static shapes and fullgraph=True, so that no part silently falls back to eager."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..measure.jobs import Inputs, Job, pytorch_job
 from .base import Peer, first_reason
 
 SECONDS_PER_STEP = 1.3
-"""Of compiling: 66 s for 52 steps, PyTorch 2.13, two cores of a Xeon. A step is one of one layer and direction."""
+"""Compile time: 66 s for 52 steps, PyTorch 2.13, two cores of a Xeon. Steps are counted per layer and direction."""
 MOST_STEPS = 48
-"""Those of about a minute."""
+"""About a minute of compilation."""
 
 
 def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
@@ -22,8 +22,8 @@ def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
     seconds = steps * SECONDS_PER_STEP
     return first_reason(
         (bool(case.model), "set up for the layer alone"),
-        (case.T == 0, "nn.LSTM refuses sequences of no steps"),
-        (case.resets > 0, "resets would compile one graph for each length between two of them"),
+        (case.T == 0, "nn.LSTM rejects sequences without steps"),
+        (case.resets > 0, "resets would need one graph for each distance between two of them"),
         (case.lengths is not None, "packed sequences break the graph and run eagerly"),
         (device == "cuda" and importlib.util.find_spec("triton") is None, "needs triton on CUDA"),
         (
@@ -34,12 +34,12 @@ def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
 
 
 def _unrolls(case: Case, mode: str, device: str) -> bool:
-    """On the CPU without gradients it calls oneDNN's LSTM, else it traces all steps one by one."""
+    """On the CPU without gradients it calls oneDNN's LSTM; otherwise it unrolls all steps."""
     return mode == "training" or device != "cpu" or case.proj_size > 0
 
 
 def _prepare(case: Case, inputs: Inputs, mode: str, dtype: str) -> Job:
-    torch._dynamo.reset()  # else the graphs of earlier cases count towards the limit of recompilations
+    torch._dynamo.reset()  # graphs of earlier cases would count towards the recompilation limit
     torch._dynamo.config.allow_rnn = True
     lstm: Any = pytorch_job(case, inputs, mode).module
     compiled: Any = torch.compile(lstm, fullgraph=True, dynamic=False)

@@ -1,4 +1,4 @@
-"""TorchRL's LSTMModule with its Triton kernels, which zero the state where an episode begins."""
+"""TorchRL's LSTMModule with its Triton kernels, which reset the state at the start of an episode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
         (device != "cuda", "its Triton kernels run on CUDA only"),
         (dtype != "f32", "its kernels take float32 tensors only"),
         (bool(case.model), "set up for the layer alone"),
-        (case.T == 0, "it refuses sequences of no steps"),
+        (case.T == 0, "it rejects sequences without steps"),
         (case.bidirectional, "its Triton kernels have one direction"),
         (case.proj_size > 0, "its Triton kernels have no projections"),
         (case.lengths is not None, "it has no lengths"),
@@ -40,13 +40,13 @@ def _prepare(precision: str, case: Case, inputs: Inputs, mode: str, dtype: str) 
     )
     reset = inputs.h0.new_zeros(case.T, case.B).bool() if inputs.reset is None else inputs.reset
     forward = partial(_forward, module, reset.t().contiguous())
-    # its users' data has the batch first, so that it needs no copy
+    # its layout is batch-first: store the data that way, so that no copy is timed
     x, grad_output = (_batch_first_in_memory(t) for t in (inputs.x, inputs.grad_output))
     return Job(lstm, forward, replace(inputs, x=x, grad_output=grad_output), mode, case.states)
 
 
 def _forward(module: Any, begins: Tensor, x: Tensor, hx: States | None) -> tuple[Tensor, States]:
-    """``begins`` is (B, T), the reset of which takes effect through the zero states handed in for every step."""
+    """``begins`` (B, T) marks the resets; they take effect through the zero states that are passed for every step."""
     from tensordict import TensorDict
 
     data = {"x": x.transpose(0, 1), "is_init": begins.unsqueeze(-1)}

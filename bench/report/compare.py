@@ -1,4 +1,4 @@
-"""One run against an older one: what became slower beyond the noise."""
+"""Compares a run with an older one: which rows became slower beyond noise."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from .record import Ratio, Record, Row
 
 LEAST_CHANGE = 0.05
-"""The same code differs by up to this from process to process, and a run has but two of each candidate."""
+"""The same code differs by up to this between processes, and a run has only two of each candidate."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """How a row's speed relative to PyTorch, measured in the same run each time, has changed."""
+    """The change of a row's speed relative to PyTorch, which is measured in the same run each time."""
 
     name: str
     old: Ratio
@@ -20,12 +20,12 @@ class Change:
 
     @property
     def factor(self) -> float:
-        """Below 1 it is slower now."""
+        """New / old speed: below 1 it became slower."""
         return self.new.value / self.old.value
 
     @property
     def regressed(self) -> bool:
-        """The intervals do not meet, and the change is more than ``LEAST_CHANGE``."""
+        """The intervals do not overlap, and the change is more than ``LEAST_CHANGE``."""
         return self.new.high < self.old.low and self.factor < 1.0 - LEAST_CHANGE
 
     @property
@@ -34,7 +34,7 @@ class Change:
 
 
 def check_same_machine(new: Record, old: Record) -> None:
-    """Raises ValueError where the runs come from machines, threads or PyTorch versions that differ."""
+    """Raises ValueError where the machine, the number of threads or the PyTorch version differs."""
     for what, a, b in (
         ("CPU", new.hardware.get("cpu"), old.hardware.get("cpu")),
         ("GPUs", _gpus(new), _gpus(old)),
@@ -48,10 +48,11 @@ def check_same_machine(new: Record, old: Record) -> None:
 
 
 def changes(new: Record, old: Record) -> list[Change]:
-    """Of all rows that both have with PyTorch's time beside them: a machine that is slower today slows both.
+    """The changes of all rows that both runs have with PyTorch's time, to which the speeds are relative: the machine
+    may be faster or slower today.
 
     Raises:
-        ValueError: the runs have no such row in common, or ``check_same_machine`` does.
+        ValueError: the runs have no such row in common, or ``check_same_machine`` raises.
     """
     check_same_machine(new, old)
     before = {row.name: row for row in old.rows}

@@ -1,4 +1,4 @@
-"""The page of a run: cards, losses, tables that sort and filter, plots, and what was measured on what."""
+"""The HTML page of a run: cards, losses, tables that sort and filter, plots, hardware and versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNITS = {"gemm_": "FLOP/s", "read_": "B/s", "copy": "B/s", "_bytes": "B", "_late
 
 @dataclass(frozen=True)
 class Group:
-    """The calls of one mode and dtype; geometric means of the speed-up, NaN where none was compared."""
+    """The calls of one mode and dtype: geometric means of the speed-up, NaN where no call was compared."""
 
     name: str
     calls: int
@@ -32,7 +32,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a candidate got wrong in the same way on these calls."""
+    """A failure of a candidate, and the calls on which it occurred."""
 
     candidate: str
     status: str
@@ -41,7 +41,7 @@ class Failure:
 
 
 def write(record: Record, folder: Path) -> Path:
-    """Writes ``index.html``, which needs nothing beside it: renamed when complete, there is never half a page."""
+    """Writes ``index.html``, a self-contained page, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     unfinished = folder / ".index.html.unfinished"
@@ -54,7 +54,7 @@ def write(record: Record, folder: Path) -> Path:
 
 
 def render(record: Record) -> str:
-    """The page as HTML with everything inside."""
+    """The page as self-contained HTML."""
     shares = [row.share for row in record.rows if row.share]
     return template(Path(__file__).with_name("page.html.j2")).render(
         record=record,
@@ -75,7 +75,7 @@ def render(record: Record) -> str:
         percent=_percent,
         times=_times,
         sci=_sci,
-        ceilings={name: _ceiling(name, value) for name, value in record.ceilings.items() if value},
+        roofline={name: _peak(name, value) for name, value in record.roofline.items() if value},
         colors={"fast": plots.FAST},
     )
 
@@ -103,7 +103,7 @@ def _facts(record: Record) -> dict[str, str]:
 
 
 def _failures(record: Record) -> list[Failure]:
-    """Ours first; a peer that fails on every call in the same way is one entry."""
+    """Ours first; calls on which a candidate fails for the same reason are one entry."""
     calls: dict[tuple[str, str, str], list[str]] = {}
     for row, m in sorted(record.failed, key=lambda found: found[1].candidate != OURS):
         calls.setdefault((m.candidate, m.status, m.reason), []).append(row.name)
@@ -127,7 +127,7 @@ def _pytorch(row: Row) -> Measurement:
 
 
 def _allowance(m: Measurement) -> float | None:
-    """Of what the contract allows, the part that the error takes up."""
+    """The error as a share of its limit."""
     return m.error / m.limit if m.error is not None and m.limit else None
 
 
@@ -163,7 +163,7 @@ def _sci(x: float | None) -> str:
     return UNKNOWN if x is None or not math.isfinite(x) else f"{x:.1e}"
 
 
-def _ceiling(name: str, value: float) -> str:
-    """With the unit that ``ceilings.Ceilings`` gives to the name: 1.5e12 of gemm_f32 is 1.50 TFLOP/s."""
+def _peak(name: str, value: float) -> str:
+    """With its unit, see ``peaks.Roofline``: 1.5e12 of gemm_f32 is 1.50 TFLOP/s."""
     unit = next((unit for part, unit in UNITS.items() if part in name), None)
     return f"{value:g}" if unit is None else EngFormatter(unit, places=2)(value)

@@ -1,4 +1,4 @@
-"""The plots of the page: one figure per mode and dtype, or per family of calls, as <svg> elements."""
+"""The plots of the page as <svg> elements: one figure per mode and dtype, or per family of calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .record import OURS, PYTORCH, Ratio, Record, Row
 
 EAGER = "#6b7178"
 OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7a4f9a", "#56b4e9")
-"""Okabe and Ito's colours, which colour-blind readers tell apart; the markers differ, too."""
+"""The palette of Okabe and Ito, which is safe for colour-blind readers."""
 MARKERS = ("D", "^", "v", "<", ">")
 LEGENDS = {
     "legend.frameon": False,
@@ -29,12 +29,12 @@ LEGENDS = {
     "legend.handlelength": 1.6,
     "legend.columnspacing": 1.2,
 }
-WIDTH, ROW = 4.6, 0.165  # inches: of a plot with a line for every call, and of such a line
+WIDTH, ROW = 4.6, 0.165  # inches: width of a plot with a line for every call, and height of such a line
 FAMILIES = 6  # plots at most for each of B, T and H
-RIVALS = 3  # lines at most in such a plot, beside ours and PyTorch's
+RIVALS = 3  # lines at most in such a plot, in addition to ours and PyTorch's
 SIZES = {"B": "batch", "T": "steps", "I": "input size", "H": "hidden size"}
 LABELS = {"name", "use", "suites", "modes", "dtypes", "gpu_only"}
-"""Fields of a case that say nothing about the work."""
+"""Fields of a case that do not change the computation."""
 Look = tuple[str, str]  # colour and marker
 
 
@@ -45,25 +45,25 @@ class Section:
     title: str
     text: str
     plots: list[tuple[str, str]]
-    least: str = "25rem"  # the width below which they go under instead of beside each other
+    least: str = "25rem"  # the least width of a plot; narrower ones are stacked
 
 
 @matplotlib.rc_context(STYLE | LEGENDS)
 def sections(record: Record) -> list[Section]:
-    """Those that have something to show."""
+    """The sections that have at least one plot."""
     groups, looks = by_mode_and_dtype(record.rows), _looks(record.rows)
     found = [
         Section(
             "Speed-up per call",
             "Another's time / ours with its 95 % interval; right of 1 we are faster. "
-            "Where there is no diamond, no other peer was faster than PyTorch.",
+            "No diamond: no other peer was faster than PyTorch.",
             [(name, svg) for name, rows in groups.items() if (svg := _speedups(rows))],
         ),
         *(
             Section(
                 f"Time against {SIZES[size]}",
                 f"Median time of calls that differ in {size} alone; "
-                f"at most {FAMILIES} families and {RIVALS} peers beside PyTorch.",
+                f"at most {FAMILIES} families, and {RIVALS} peers in addition to PyTorch.",
                 _scaling(record.rows, size, looks),
                 least="17rem",
             )
@@ -71,12 +71,12 @@ def sections(record: Record) -> list[Section]:
         ),
         Section(
             "Share of the machine's limit",
-            "The floor / our median time.",
+            "The lower bound of the call's time / our median time.",
             [(name, svg) for name, rows in groups.items() if (svg := _shares(rows))],
         ),
         Section(
             "Peak memory",
-            "Each dot is a call; below the line we need less.",
+            "Each dot is a call; below the line we use less.",
             [("cnnlstm_fast against PyTorch", svg)] if (svg := _memory(record.rows)) else [],
         ),
     ]
@@ -84,7 +84,7 @@ def sections(record: Record) -> list[Section]:
 
 
 def by_mode_and_dtype(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """In the order in which they come."""
+    """In the order of the rows."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{row.mode} {row.dtype}", []).append(row)
@@ -92,12 +92,12 @@ def by_mode_and_dtype(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def usable(ratio: Ratio | None) -> Ratio | None:
-    """None, too, where the rounds gave no number."""
+    """The ratio if it is finite and positive, else None."""
     return ratio if ratio and all(0 < x < math.inf for x in (ratio.value, ratio.low, ratio.high)) else None
 
 
 def _speedups(rows: Sequence[Row]) -> str:
-    """A line per call, the best on top: a dot against PyTorch, a diamond against a faster peer."""
+    """A line per call, the largest speed-up on top: a dot against PyTorch, a diamond against a faster peer."""
     series: dict[str, list[Ratio | None]] = {"PyTorch": [], "the best other peer": []}
     names = []
     for row in sorted(rows, key=_speedup, reverse=True):
@@ -134,7 +134,7 @@ def _speedup(row: Row) -> float:
 
 
 def _shares(rows: Sequence[Row]) -> str:
-    """A bar per call, the best on top."""
+    """A bar per call, the largest share on top."""
     shares = sorted(((row.share, row.case.name) for row in rows if row.share), reverse=True)
     if not shares:
         return ""
@@ -146,7 +146,7 @@ def _shares(rows: Sequence[Row]) -> str:
 
 
 def _memory(rows: Iterable[Row]) -> str:
-    """A dot per call, on axes that are linear below the smallest figure, since a call may need nothing."""
+    """A dot per call, on symlog axes, since a peak may be 0."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         peaks = [row.measured[name].peak_bytes for name in (PYTORCH, OURS) if name in row.measured]
@@ -180,12 +180,12 @@ def _memory(rows: Iterable[Row]) -> str:
 
 
 def _scaling(rows: Iterable[Row], size: str, looks: Mapping[str, Look]) -> list[tuple[str, str]]:
-    """The families with the most calls; among equals, every mode and dtype gets its turn."""
+    """The families with the most calls; those of equal size alternate between modes and dtypes."""
     families: dict[tuple[object, ...], dict[int, Row]] = {}
     for row in rows:
         x = getattr(row.case, size)
         if x > 0 and _times(row):
-            # Two cases may be the same work under two names: the first stands for both.
+            # Two cases may be the same computation under two names: the first one counts.
             families.setdefault((row.mode, row.dtype, *_work(row.case, but=size)), {}).setdefault(x, row)
     seen: Counter[tuple[object, ...]] = Counter()
     ranked = []
@@ -204,7 +204,7 @@ def _work(case: Case, but: str) -> tuple[object, ...]:
 
 
 def _times(row: Row) -> dict[str, float]:
-    """Median milliseconds of ours, PyTorch, and the others that compute in the row's own precision."""
+    """Median milliseconds of ours, PyTorch, and the peers that compute in the row's own precision."""
     return {
         name: 1e3 * m.median_s
         for name, m in row.measured.items()
@@ -226,7 +226,7 @@ def _title(family: Mapping[int, Row], size: str) -> str:
 
 
 def _looks(rows: Iterable[Row]) -> dict[str, Look]:
-    """Of every candidate, the same in all plots."""
+    """The colour and marker of every candidate, the same in all plots."""
     others = sorted({name for row in rows for name in _times(row)} - {OURS, PYTORCH})
     looks = {name: (OTHERS[k % len(OTHERS)], MARKERS[k % len(MARKERS)]) for k, name in enumerate(others)}
     return {OURS: (FAST, "o"), PYTORCH: (EAGER, "s"), **looks}
@@ -258,7 +258,7 @@ def _curves(family: Mapping[int, Row], size: str, looks: Mapping[str, Look]) -> 
 
 
 def _drawn(curves: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """Ours, PyTorch, and of the others the fastest among those with the most points."""
+    """Ours, PyTorch, and ``RIVALS`` others: those with the most points, of equals the fastest."""
     others = sorted(
         set(curves) - {OURS, PYTORCH},
         key=lambda name: (-len(curves[name]), sum(curves[name].values()), name),
@@ -267,7 +267,7 @@ def _drawn(curves: Mapping[str, Mapping[int, float]]) -> list[str]:
 
 
 def _apart(values: Sequence[int]) -> list[int]:
-    """Those whose labels do not run into the one before on a log axis."""
+    """The values whose labels do not overlap on a log axis."""
     gap = 0.07 * math.log(values[-1] / values[0])
     kept = [values[0]]
     for x in values[1:]:
@@ -277,7 +277,7 @@ def _apart(values: Sequence[int]) -> list[int]:
 
 
 def _lines(names: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure with a named line for every call, the first on top."""
+    """A figure with a labelled line for every call, the first on top."""
     figure = Figure(figsize=(WIDTH, 0.75 + ROW * max(len(names), 2)), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks([-k for k in range(len(names))], names, fontsize=7.5)
@@ -288,7 +288,7 @@ def _lines(names: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def _log(axis: Axis, values: Sequence[float]) -> None:
-    """A log axis around the values, never so narrow that it has no ticks."""
+    """A log axis around the values, wide enough to have ticks."""
     low, high = min(values) / 1.2, max(values) * 1.2
     if high < 4 * low:
         middle = math.sqrt(low * high)

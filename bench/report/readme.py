@@ -13,13 +13,13 @@ BEGIN, END = "<!-- speed: written by `python -m bench.report.readme` -->", "<!--
 
 
 def rendered(text: str, records: dict[str, Record]) -> str:
-    """The README's text with the part between the marks written anew.
+    """The README's text with the part between the markers replaced.
 
     Args:
-        records: by the path of each, relative to the checkout.
+        records: by path relative to the checkout.
 
     Raises:
-        ValueError: the text has no marks.
+        ValueError: the text lacks the markers.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(
@@ -32,7 +32,7 @@ def rendered(text: str, records: dict[str, Record]) -> str:
 
 
 def committed() -> dict[str, Record]:
-    """The runs under ``bench/results`` that the README tells of: each hardware's file core.json."""
+    """The runs under ``bench/results`` that the README shows: core.json of each hardware."""
     return {str(path.relative_to(ROOT)): load(path) for path in sorted(RESULTS.glob("*/core.json"))}
 
 
@@ -74,7 +74,7 @@ def _title(row: Row) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    """Times as fast as PyTorch, and as the best peer where that is another one."""
+    """The speed relative to PyTorch, and relative to the best peer where that is another one."""
     if row is None or row.vs_pytorch is None:
         return "-"
     best = row.vs_best

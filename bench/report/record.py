@@ -1,7 +1,7 @@
-"""What a run of the benchmark leaves behind: the one form that tables, pages and comparisons read.
+"""The record of a benchmark run, which tables, pages and comparisons are made from.
 
-On disk it is pytest-benchmark's JSON, so that its own tools read it too: an entry of ``benchmarks`` is one candidate on
-one call, its ``stats`` are over single calls, and what pytest-benchmark has no place for lies in ``extra_info``.
+On disk it is pytest-benchmark's JSON, which that project's tools can read: an entry of ``benchmarks`` is one candidate
+on one call, its ``stats`` are over the rounds, and ``extra_info`` holds what the format has no field for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+
+from cnnlstm_fast.timing import Ratio, median_ratio, paired_ratio
 
 from ..cases import Case
 
@@ -26,25 +27,11 @@ BUSY = 0.2  # cores
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Another's time / ours, above 1 we are faster: the median over the paired rounds, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def loss(self) -> bool:
-        """Slower beyond the scatter between rounds."""
-        return self.high < 1.0
-
-
-@dataclass(frozen=True)
 class Measurement:
     """One candidate on one call; times in seconds. What was not measured is None or empty."""
 
     candidate: str
-    status: str  # measured | failed (by the gate) | unsupported | missing | error
+    status: str  # measured | failed (the accuracy check) | unsupported | missing | error
     reason: str = ""
     precision: str = ""  # of the products, such as f32, tf32, bf16, int8
     rounds: list[float] = field(default_factory=list)  # each the median of its calls; index k is round k
@@ -54,9 +41,9 @@ class Measurement:
     p80_s: float | None = None
     setup_s: float | None = None  # building, compiling, packing, converting
     first_call_s: float | None = None
-    peak_bytes: int | None = None  # at most in use during set-up and calls, over what was before
-    error: float | None = None  # the largest of all results, relative to float64
-    limit: float | None = None  # what that result may have
+    peak_bytes: int | None = None  # the peak during set-up and calls, beyond what was in use before
+    error: float | None = None  # relative to float64, of the result that is closest to its limit
+    limit: float | None = None  # of that result's error
 
 
 @dataclass(frozen=True)
@@ -67,12 +54,12 @@ class Row:
     mode: str
     dtype: str
     candidates: dict[str, Measurement]
-    floor_s: float | None = None  # what the machine's measured ceilings allow at best
+    lower_bound_s: float | None = None  # the least time under the machine's roofline
     others: float | None = None  # cores that other work on the machine used while this was timed
 
     @property
     def busy(self) -> bool:
-        """Other work took part: threads that wait for each other then take many times as long."""
+        """Other processes used the CPU: threads that wait for each other then take many times as long."""
         return self.others is not None and self.others > BUSY
 
     @property
@@ -89,16 +76,16 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """The floor / our median time: 1 is the machine's limit."""
-        return self.floor_s / self.ours.median_s if self.floor_s and self.ours.median_s else None
+        """The lower bound / our median time: 1 is the machine's limit."""
+        return self.lower_bound_s / self.ours.median_s if self.lower_bound_s and self.ours.median_s else None
 
     @cached_property
     def best_peer(self) -> str | None:
-        """The fastest of those that compute in the row's own precision, by the pairs with ours."""
+        """The fastest of the peers that compute in the row's own precision, by the ratio to ours."""
         peers = [name for name, m in self.measured.items() if name != OURS and m.precision == self.dtype]
         if OURS not in self.measured or not peers:
             return None
-        return min(peers, key=lambda name: np.median(_ratios(self.measured[name].rounds, self.ours.rounds)))
+        return min(peers, key=lambda name: median_ratio(self.measured[name].rounds, self.ours.rounds))
 
     @cached_property
     def vs_pytorch(self) -> Ratio | None:
@@ -124,8 +111,8 @@ class Record:
     hardware: dict[str, Any]
     versions: dict[str, Any]
     commit: dict[str, Any]
-    ceilings: dict[str, float] = field(default_factory=dict)  # see ``ceilings.Ceilings``
-    missing: dict[str, str] = field(default_factory=dict)  # peers that are not installed: what brings them
+    roofline: dict[str, float] = field(default_factory=dict)  # fields of ``peaks.Roofline``
+    missing: dict[str, str] = field(default_factory=dict)  # peers that are not installed: how to install them
     notes: list[str] = field(default_factory=list)  # such as: interrupted, dropped for lack of time
     rows: list[Row] = field(default_factory=list)
 
@@ -136,14 +123,14 @@ class Record:
 
     @property
     def disturbance(self) -> str | None:
-        """A sentence where other work took part."""
+        """A sentence where other processes used the CPU."""
         busy = [row for row in self.rows if row.busy]
         if not busy:
             return None
         cores = max(row.others or 0.0 for row in busy)
         return (
             f"Other work used up to {cores:.1f} cores while {len(busy)} of {len(self.rows)} rows were timed: their "
-            "figures say little. Measure again on an idle machine."
+            "figures are unreliable. Measure again on an idle machine."
         )
 
     @property
@@ -152,35 +139,12 @@ class Record:
         return [(row, m) for row in self.rows for m in row.candidates.values() if m.status in bad]
 
 
-def paired_ratio(other: Sequence[float], ours: Sequence[float]) -> Ratio:
-    """Median of other / ours over the rounds; the interval by bootstrap (2,000 draws of the rounds, fixed seed)."""
-    ratios = _ratios(other, ours)
-    value = float(np.median(ratios))
-    if len(ratios) < 2 or np.ptp(ratios) == 0.0:
-        return Ratio(value, value, value)
-    found = stats.bootstrap(
-        (ratios,),
-        np.median,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-        vectorized=True,
-    ).confidence_interval
-    return Ratio(value, float(found.low), float(found.high))
-
-
-def _ratios(other: Sequence[float], ours: Sequence[float]) -> np.ndarray:
-    """A candidate that ended early has fewer rounds."""
-    n = min(len(other), len(ours))
-    return np.asarray(other[:n]) / np.asarray(ours[:n])
-
-
 def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
 
 
 def save(record: Record, path: Path) -> None:
-    """Writes the file, as a whole or not at all."""
+    """Writes the file atomically."""
     head = asdict(record) | {"rows": []}
     document = {
         "machine_info": head.pop("hardware") | {"versions": head.pop("versions")},
@@ -188,13 +152,13 @@ def save(record: Record, path: Path) -> None:
         "datetime": record.datetime,
         "version": record.versions.get("pytest_benchmark"),
         "benchmarks": [entry for number, row in enumerate(record.rows) for entry in _entries(number, row)],
-        "cnnlstm_fast": {key: head[key] for key in ("suite", "ceilings", "missing", "notes")},
+        "cnnlstm_fast": {key: head[key] for key in ("suite", "roofline", "missing", "notes")},
     }
     write_whole(path, json.dumps(document, indent=1) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes the file as a whole or not at all."""
+    """Writes the file atomically: readers never see a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
@@ -202,7 +166,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def load(path: Path) -> Record:
-    """Raises ValueError where the file is not one of ours."""
+    """Reads a file that ``save`` wrote; ValueError for any other."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         own = document["cnnlstm_fast"]
@@ -213,7 +177,7 @@ def load(path: Path) -> Record:
             case = dict(info["case"])
             case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in case.items()})
             row = rows.setdefault(
-                info["row"], Row(case, info["mode"], info["dtype"], {}, info["floor_s"], info["others"])
+                info["row"], Row(case, info["mode"], info["dtype"], {}, info["lower_bound_s"], info["others"])
             )
             row.candidates[info["measurement"]["candidate"]] = Measurement(**info["measurement"])
     except (KeyError, TypeError, ValueError) as error:
@@ -226,7 +190,7 @@ def load(path: Path) -> Record:
         {k: v for k, v in machine.items() if k != "versions"},
         machine["versions"],
         document["commit_info"],
-        own["ceilings"],
+        own["roofline"],
         own["missing"],
         own["notes"],
         list(rows.values()),
@@ -234,7 +198,7 @@ def load(path: Path) -> Record:
 
 
 def _entries(number: int, row: Row) -> list[dict[str, Any]]:
-    """pytest-benchmark's form of a row; ``data`` are the medians of the rounds."""
+    """pytest-benchmark's entries of a row; ``data`` are the medians of the rounds."""
     found = []
     for m in row.candidates.values():
         params = {"case": row.case.name, "mode": row.mode, "dtype": row.dtype, "candidate": m.candidate}
@@ -253,7 +217,7 @@ def _entries(number: int, row: Row) -> list[dict[str, Any]]:
                     "case": asdict(row.case),
                     "mode": row.mode,
                     "dtype": row.dtype,
-                    "floor_s": row.floor_s,
+                    "lower_bound_s": row.lower_bound_s,
                     "others": row.others,
                     "measurement": asdict(m),
                 },

@@ -1,4 +1,4 @@
-"""What a run says on the screen."""
+"""The output of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .record import PYTORCH, Measurement, Ratio, Record, Row, geometric_mean
 
 
 def duration(seconds: float | None) -> str:
-    """Three digits with a unit."""
+    """Three significant digits with a unit."""
     if seconds is None:
         return "-"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
@@ -30,7 +30,7 @@ def ratio(found: Ratio | None) -> str:
 
 
 def line(row: Row) -> str:
-    """One row in a line, as it is said while the run goes on."""
+    """One row in a line, as progress of the run."""
     ours = row.ours
     if ours.status != "measured":
         color = "red" if ours.status in ("failed", "error") else "yellow"
@@ -43,7 +43,7 @@ def line(row: Row) -> str:
 
 
 def show(console: Console, record: Record) -> None:
-    """The table, the means, the losses and what failed or was missing."""
+    """Prints the tables, the means, the losses, the failures and the missing peers."""
     console.print(_rows(record))
     console.print(_setup(record))
     for text in summary(record):
@@ -119,8 +119,8 @@ def _rows(record: Record) -> Table:
 
 
 def _setup(record: Record) -> Table:
-    """Set-up and first call, apart from the times of a call: of each candidate the row in which they cost most."""
-    table = _table("Set-up and first call, where they cost most", "candidate")
+    """Set-up and first call of each candidate, in the row where they take the longest."""
+    table = _table("Set-up and first call, in the row where they take the longest", "candidate")
     for name in ("set-up", "first call", "a call", "call"):
         table.add_column(name, justify="left" if name == "call" else "right")
     names = dict.fromkeys(name for row in record.rows for name in row.measured)

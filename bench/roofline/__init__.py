@@ -1,1 +1,1 @@
-"""What a machine allows at best: its ceilings, and the least time of a call under them."""
+"""The roofline of a machine: its measured peak rates, and the lower bound that they set on the time of a call."""

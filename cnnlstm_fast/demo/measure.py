@@ -1,4 +1,4 @@
-"""Times of the model as PyTorch has it against the optimized one, measured in turns."""
+"""Times of the original model and of the optimized one, measured in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import copy
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from ..timing import interleave, median_ratio
+from ..timing import Ratio, interleave, paired_ratio
 from .data import Strings
 from .model import NumberReader
 from .train import training_step
@@ -36,30 +36,20 @@ class Timing:
     def fast_ms(self) -> float:
         return statistics.median(self.fast) * 1e3
 
-    @property
-    def ratio(self) -> float:
-        """How many times as fast the optimized model is: the median over the rounds of eager / fast."""
-        return median_ratio(self.eager, self.fast)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of ``ratio``, by drawing the rounds anew 2,000 times (bootstrap, fixed seed)."""
-        ratios = np.array(self.eager) / np.array(self.fast)
-        drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-        low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
-        return float(low), float(high)
+    @cached_property
+    def speedup(self) -> Ratio:
+        """How many times as fast the optimized model is: eager / fast over the rounds."""
+        return paired_ratio(self.eager, self.fast)
 
     @property
     def verdict(self) -> str:
-        """Says "faster" or "slower", or "no difference" where the interval holds 1."""
-        low, high = self.interval
-        return "faster" if low > 1.0 else "slower" if high < 1.0 else "no difference"
+        """Says "faster" or "slower", or "no difference" where the interval contains 1."""
+        return "faster" if self.speedup.low > 1.0 else "slower" if self.speedup.loss else "no difference"
 
     @property
     def noisy(self) -> bool:
-        """Whether the rounds scatter so much that ``ratio`` says little: the machine had other work."""
-        low, high = self.interval
-        return high > 1.5 * low
+        """Whether the rounds scatter so much that ``speedup`` says little: the machine had other work."""
+        return self.speedup.high > 1.5 * self.speedup.low
 
 
 def measure(eager: NumberReader, fast: NumberReader, held_out: Strings, seconds: float = 4.0) -> list[Timing]:

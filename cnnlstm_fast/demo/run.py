@@ -182,13 +182,13 @@ def _summary(console: Console, result: Result) -> None:
     times.add_column("")
     colors = {"faster": "green", "slower": "red", "no difference": "dim"}
     for timing in result.timings:
-        low, high = timing.interval
+        speedup = timing.speedup
         times.add_row(
             f"[dim]  {timing.what}[/]" if timing.part else timing.what,
             f"{timing.eager_ms:.2f} ms",
             f"{timing.fast_ms:.2f} ms",
-            f"[bold]{'~ ' if timing.noisy else ''}{timing.ratio:.2f}x[/]",
-            f"{low:.2f} to {high:.2f}",
+            f"[bold]{'~ ' if timing.noisy else ''}{speedup.value:.2f}x[/]",
+            f"{speedup.low:.2f} to {speedup.high:.2f}",
             f"[{colors[timing.verdict]}]{timing.verdict}[/]",
         )
     console.print(times)

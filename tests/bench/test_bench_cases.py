@@ -1,4 +1,4 @@
-"""The benchmarks' own promises: the cases are what they say, and the gate stops wrong numbers."""
+"""The cases are what they say, and the accuracy check rejects wrong results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from bench.accuracy import check, why_not
+from bench.accuracy import check_accuracy, unsupported_reason
 from bench.cases import CASES, DTYPES, MODES, SUITES, TABLE, Case, calls, calls_of, of_shape
 from bench.measure.jobs import build, fast_job, oracle_job, pytorch_job
 from cnnlstm_fast.recurrent.backends import BACKENDS, Backend, reference
@@ -161,11 +161,11 @@ def test_pytorch_users_call_computes_the_same(case: Case, states: bool) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
-def test_gate_passes_what_is_right(backend: str, dtype: str, mode: str) -> None:
-    reason = why_not(backend, SMALL, mode, dtype)
+def test_accuracy_check_accepts_right_results(backend: str, dtype: str, mode: str) -> None:
+    reason = unsupported_reason(backend, SMALL, mode, dtype)
     if reason is not None:
         pytest.skip(reason)
-    errors = check(SMALL, mode, dtype, backend)
+    errors = check_accuracy(SMALL, mode, dtype, backend)
     assert any("gradient of weight_hh_l0" in row.what for row in errors) == (mode == "training")
 
 
@@ -191,35 +191,35 @@ def _unwritten(*args: Any, **kwargs: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("forward", "mode", "complaint"),
+    ("forward", "mode", "failure"),
     [
         (_wrong_output, "inference", "output: error"),
         (_wrong_output, "training", "gradient of weight_ih_l0: error"),
         (_wrong_state, "inference", "c_n: error"),
-        (_no_gradient_of_h0, "training", r"gradient of h0 \(states handed in\): error"),
+        (_no_gradient_of_h0, "training", r"gradient of h0 \(with initial states\): error"),
         (_unwritten, "inference", "output: error inf"),
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gate_stops_a_wrong_backend(
-    monkeypatch: pytest.MonkeyPatch, forward: Any, mode: str, complaint: str, dtype: str
+def test_accuracy_check_rejects_a_wrong_backend(
+    monkeypatch: pytest.MonkeyPatch, forward: Any, mode: str, failure: str, dtype: str
 ) -> None:
     name = f"wrong{forward.__name__}"
     wrong = Backend(name, "wrong on purpose", lambda spec: None, forward=forward)
     monkeypatch.setitem(BACKENDS, name, wrong)
     with pytest.raises(
-        AssertionError, match=rf"{name} on small, {mode}, {dtype}, breaks the contract: .*{complaint}"
+        AssertionError, match=rf"{name} on small, {mode}, {dtype}: accuracy check failed: .*{failure}"
     ):
-        check(SMALL, mode, dtype, name)
+        check_accuracy(SMALL, mode, dtype, name)
 
 
-def test_gate_stops_when_oracle_and_pytorch_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy_check_fails_when_oracle_and_pytorch_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(SMALL, name="disagreeing")
     monkeypatch.setattr(
         "bench.accuracy.oracle_job", lambda case, inputs, *rest: pytorch_job(case, _other(case), *rest)
     )
     with pytest.raises(AssertionError, match="disagreeing, inference, f32: the oracle and PyTorch disagree"):
-        check(case, "inference", "f32", "aten")
+        check_accuracy(case, "inference", "f32", "aten")
 
 
 def _other(case: Case) -> Any:
@@ -228,6 +228,6 @@ def _other(case: Case) -> Any:
 
 def test_the_oracle_is_timed_only_where_it_is_the_last_resort() -> None:
     for case in CORE.values():
-        able = [b for b in BACKENDS if why_not(b, case, "inference", "f32") is None]
+        able = [b for b in BACKENDS if unsupported_reason(b, case, "inference", "f32") is None]
         assert able, case.name
         assert able == ["reference"] or "reference" not in able

@@ -23,7 +23,6 @@ from bench.report.record import (
     Row,
     geometric_mean,
     load,
-    paired_ratio,
     save,
 )
 
@@ -56,30 +55,6 @@ def record(*rows: Row) -> Record:
         [],
         list(rows),
     )
-
-
-def test_ratio_and_its_interval() -> None:
-    ours = [1.0] * 9
-    assert paired_ratio([2.0] * 9, ours) == (found := paired_ratio([2.0] * 20, ours)) and found.value == 2.0
-    scattered = paired_ratio(list(2 + 0.1 * RNG.standard_normal(400)), [1.0] * 400)
-    assert scattered.low < scattered.value < scattered.high
-    assert scattered.low == pytest.approx(2.0, abs=0.03) and scattered.high == pytest.approx(2.0, abs=0.03)
-    assert not scattered.loss and paired_ratio([0.9] * 9, ours).loss
-
-
-def test_pairs_cancel_a_drift_that_hits_both() -> None:
-    drift = np.linspace(1, 5, 50)
-    found = paired_ratio((3 * drift).tolist(), drift.tolist())
-    assert (found.low, found.high) == pytest.approx((3.0, 3.0))
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    hits = 0
-    for _ in range(100):
-        ratios = np.exp(0.1 * RNG.standard_normal(25))
-        found = paired_ratio(ratios.tolist(), [1.0] * 25)
-        hits += found.low <= 1.0 <= found.high
-    assert hits >= 85
 
 
 def test_a_row_knows_its_best_peer_and_its_share() -> None:

@@ -42,9 +42,9 @@ def measured(candidate: str, median: float, precision: str = "f32", **more: obje
 
 
 def make_row(
-    case: Case, *candidates: Measurement, mode: str = "inference", floor: float | None = 4e-4
+    case: Case, *candidates: Measurement, mode: str = "inference", lower_bound: float | None = 4e-4
 ) -> Row:
-    return Row(case, mode, "f32", {m.candidate: m for m in candidates}, floor)
+    return Row(case, mode, "f32", {m.candidate: m for m in candidates}, lower_bound)
 
 
 def make_record(*rows: Row, **more: object) -> Record:
@@ -54,7 +54,7 @@ def make_record(*rows: Row, **more: object) -> Record:
         hardware={"cpu": "Test CPU", "cores": 4, "threads": 2, "gpus": [{"name": "Test GPU"}]},
         versions={"torch": "2.99", "cnnlstm_fast": "0.9", "cuda": None, "native": {"available": True}},
         commit={"id": "abc123", "dirty": True},
-        ceilings={"gemm_f32": 1.5e12, "l2_bytes": 2e6, "threads": 4, "copy": 0.0},
+        roofline={"gemm_f32": 1.5e12, "l2_bytes": 2e6, "threads": 4, "copy": 0.0},
         rows=list(rows),
     )
     return replace(known, **more)
@@ -176,7 +176,9 @@ def test_without_peers() -> None:
 
 def test_what_was_not_measured_is_a_dash() -> None:
     bare = Measurement(OURS, "measured", error=math.nan)
-    text = page.render(make_record(make_row(BASE, bare, Measurement(PYTORCH, "unsupported"), floor=None)))
+    text = page.render(
+        make_record(make_row(BASE, bare, Measurement(PYTORCH, "unsupported"), lower_bound=None))
+    )
     row = text[text.index('<tr data-name="base') :]
     row = row[: row.index("</tr>")]
     assert not re.search(r"\b(None|nan)\b", row)

@@ -1,4 +1,4 @@
-"""The runner and its workers: turns, gate, failures of every kind, and the whole command."""
+"""The runner and its workers: interleaved rounds, accuracy check, all kinds of failures, and the whole command."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_pytorch_cannot_run_is_measured_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "complaint"),
+    ("spoil", "failure"),
     [
         (lambda found: found["output"].mul_(1.01), "output: error"),
         (lambda found: found["h_n"].fill_(float("nan")), "h_n: error inf"),
@@ -113,9 +113,9 @@ def test_what_pytorch_cannot_run_is_measured_alone() -> None:
         (lambda found: found.pop("c_n"), "no result for c_n"),
     ],
 )
-def test_a_wrong_result_is_never_timed(spoil: Callable[[Any], None], complaint: str) -> None:
+def test_a_wrong_result_is_never_timed(spoil: Callable[[Any], None], failure: str) -> None:
     row = measure(Call(SMALL, "training", "f32"), spoil=spoil)
-    assert row.ours.status == "failed" and complaint in row.ours.reason
+    assert row.ours.status == "failed" and failure in row.ours.reason
     assert row.ours.median_s is None and row.ours.rounds == [] and row.candidates[PYTORCH].rounds
 
 
@@ -323,10 +323,10 @@ def test_the_command_finds_a_slow_down(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_command_fails_where_a_result_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    right = runner.judge
+    right = runner.accuracy_errors
     monkeypatch.setattr(
         runner,
-        "judge",
+        "accuracy_errors",
         lambda found, exact, eager, dtype, precision: right(
             {what: result * 1.01 for what, result in found.items()}, exact, eager, dtype, precision
         ),
@@ -348,7 +348,7 @@ def test_the_command_fails_where_a_result_is_wrong(
         (["--threads", "0"], "--threads: expected 1 or more, got 0"),
         (["--seconds", "-1"], "--seconds: expected more than 0, got -1"),
         (["--compare", "/no/such.json"], "No such file"),
-        (["--json", "/etc/passwd/x.json"], "no folder that can be written to"),
+        (["--json", "/etc/passwd/x.json"], "not a writable folder"),
     ],
 )
 def test_misuse_is_a_sentence(arguments: list[str], sentence: str, capsys: Any) -> None:

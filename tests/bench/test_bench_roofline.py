@@ -1,4 +1,4 @@
-"""The floors are what one works out by hand, never fall with more work, and lie below what was measured."""
+"""Lower bounds agree with calculations by hand, never fall with more work, and are below measured times."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 from bench.cases import CASES, MODES, Case, calls
 from bench.measure.jobs import build, pytorch_job
-from bench.roofline.ceilings import Ceilings, measure
-from bench.roofline.floor import floor, sequence_lengths
+from bench.roofline.lower_bound import lower_bound, sequence_lengths
+from bench.roofline.peaks import Roofline, measure
 from cnnlstm_fast import _native
 from cnnlstm_fast.timing import interleave
 
-CPU = Ceilings(
+CPU = Roofline(
     gemm_f32=100e9,
     gemm_bf16=1000e9,
     threads=2,
@@ -31,7 +31,7 @@ CPU = Ceilings(
     read_dram=10e9,
     read_dram_all=16e9,
 )
-GPU = Ceilings(
+GPU = Roofline(
     gemm_f32=50e12,
     gemm_tf32=400e12,
     gemm_bf16=800e12,
@@ -47,22 +47,22 @@ def case(T: int, B: int, I: int, H: int, layers: int = 1, bidirectional: bool = 
     return Case("by-hand", T, B, I, H, layers, bidirectional, "test", **more)
 
 
-def on_cpu(work: Case, mode: str = "inference", dtype: str = "f32", ceilings: Ceilings = CPU) -> Any:
-    return floor(work, mode, dtype, ceilings, "cpu")
+def on_cpu(work: Case, mode: str = "inference", dtype: str = "f32", roofline: Roofline = CPU) -> Any:
+    return lower_bound(work, mode, dtype, roofline, "cpu")
 
 
-def on_gpu(work: Case, mode: str = "inference", dtype: str = "bf16", ceilings: Ceilings = GPU) -> Any:
-    return floor(work, mode, dtype, ceilings, "cuda")
+def on_gpu(work: Case, mode: str = "inference", dtype: str = "bf16", roofline: Roofline = GPU) -> Any:
+    return lower_bound(work, mode, dtype, roofline, "cuda")
 
 
 def test_a_speaker_model_on_a_server() -> None:
     """What the design worked out: 340 GFLOP/s and 143 GB/s a core out of L2 make about 3.6 ms."""
-    server = Ceilings(
+    server = Roofline(
         gemm_f32=340e9, threads=2, l1_bytes=48 << 10, l2_bytes=2 << 20, read_l2=143e9, read_l1=300e9
     )
     # inputs: 293 steps * 2 * 4*128 * (60 + 3*256) * 2 directions = 496.9 MFLOP, 1.461 ms at 340 GFLOP/s
     # recurrence: 4*128*128 * 4 B = 262,144 B at 286 GB/s = 0.9166 us, * 292 steps * 8 = 2.141 ms
-    assert on_cpu(case(293, 1, 60, 128, 4, True), ceilings=server) == pytest.approx(3.602e-3, rel=1e-3)
+    assert on_cpu(case(293, 1, 60, 128, 4, True), roofline=server) == pytest.approx(3.602e-3, rel=1e-3)
 
 
 def test_one_sequence_reads_its_weights_out_of_l2() -> None:
@@ -72,7 +72,7 @@ def test_one_sequence_reads_its_weights_out_of_l2() -> None:
     assert on_cpu(case(100, 1, 64, 128)) == pytest.approx(65.536e-6 + 99 * 1.31072e-6)
     # at ten times the rate the reading stays: 6.5536 us + the same
     fast = replace(CPU, gemm_f32=1000e9)
-    assert on_cpu(case(100, 1, 64, 128), ceilings=fast) == pytest.approx(6.5536e-6 + 99 * 1.31072e-6)
+    assert on_cpu(case(100, 1, 64, 128), roofline=fast) == pytest.approx(6.5536e-6 + 99 * 1.31072e-6)
 
 
 def test_given_states_are_multiplied_at_the_first_step() -> None:
@@ -84,7 +84,7 @@ def test_one_step_of_one_sequence_reads_both_matrices_once() -> None:
     # W_ih: 1024*256 * 4 B = 1 MiB, half of it for a core, at 200 GB/s = 5.24288 us, and W_hh likewise;
     # FLOP: 2*262,144 at 1000 GFLOP/s = 0.52 us
     fast = replace(CPU, gemm_f32=1000e9)
-    assert on_cpu(case(1, 1, 256, 256, states=True), ceilings=fast) == pytest.approx(2 * 5.24288e-6)
+    assert on_cpu(case(1, 1, 256, 256, states=True), roofline=fast) == pytest.approx(2 * 5.24288e-6)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_one_step_of_one_sequence_reads_both_matrices_once() -> None:
 )
 def test_weights_are_read_from_the_nearest_level_that_holds_them(H: int, rate: float) -> None:
     endless = replace(CPU, gemm_f32=1e18)
-    more, fewer = (on_cpu(case(T, 1, 1, H), ceilings=endless) for T in (11, 1))
+    more, fewer = (on_cpu(case(T, 1, 1, H), roofline=endless) for T in (11, 1))
     assert more - fewer == pytest.approx(10 * 16 * H * H / rate, rel=1e-6)
 
 
@@ -166,23 +166,23 @@ def test_bfloat16_halves_the_bytes_and_has_its_own_rate(dtype: str) -> None:
 
 def test_bfloat16_is_not_slower_than_computing_in_float32() -> None:
     emulated = replace(CPU, gemm_bf16=1e9)
-    assert on_cpu(case(10, 64, 32, 128), dtype="bf16", ceilings=emulated) == on_cpu(case(10, 64, 32, 128))
+    assert on_cpu(case(10, 64, 32, 128), dtype="bf16", roofline=emulated) == on_cpu(case(10, 64, 32, 128))
 
 
 @pytest.mark.parametrize(
-    ("H", "turn"), [(64, 20e-9), (128, 20e-9), (129, 200e-9), (640, 200e-9), (641, 1000e-9)]
+    ("H", "barrier"), [(64, 20e-9), (128, 20e-9), (129, 200e-9), (640, 200e-9), (641, 1000e-9)]
 )
-def test_a_gpu_waits_once_a_step(H: int, turn: float) -> None:
-    # three layers in one direction follow each other: 100 + 2 steps; twice for the way back
-    assert on_gpu(case(100, 1, 64, H, 3)) == pytest.approx(102 * turn)
-    assert on_gpu(case(100, 1, 64, H, 3), "training") == pytest.approx(204 * turn)
+def test_a_gpu_synchronizes_once_a_step(H: int, barrier: float) -> None:
+    # three layers in one direction follow each other: 100 + 2 steps; twice with the backward pass
+    assert on_gpu(case(100, 1, 64, H, 3)) == pytest.approx(102 * barrier)
+    assert on_gpu(case(100, 1, 64, H, 3), "training") == pytest.approx(204 * barrier)
     # in two directions a layer needs the whole one below
-    assert on_gpu(case(100, 1, 64, H, 3, True)) == pytest.approx(300 * turn)
+    assert on_gpu(case(100, 1, 64, H, 3, True)) == pytest.approx(300 * barrier)
 
 
 def test_a_gpu_without_clusters_waits_for_the_grid() -> None:
     older = replace(GPU, cluster_barrier=0.0)
-    assert on_gpu(case(100, 1, 64, 256), ceilings=older) == pytest.approx(100 * 1000e-9)
+    assert on_gpu(case(100, 1, 64, 256), roofline=older) == pytest.approx(100 * 1000e-9)
 
 
 def test_a_gpu_waits_for_the_longest_sequence() -> None:
@@ -199,7 +199,7 @@ def test_a_large_batch_is_bound_by_flop_on_a_gpu() -> None:
     assert on_gpu(case(100, 4096, 128, 128), dtype="f32") == pytest.approx(flop / (400e12 / 3))
 
 
-def test_no_floor_where_it_makes_no_sense() -> None:
+def test_no_lower_bound_where_it_makes_no_sense() -> None:
     assert on_cpu(CASES["no-steps"]) is None
     assert on_cpu(case(10, 2, 8, 8, lengths=(0.0, 0.0))) is None
     assert on_cpu(replace(CASES["series-b1"], model="any")) is None
@@ -218,15 +218,15 @@ def test_more_work_is_never_cheaper(compute: Any, dtype: str, mode: str) -> None
         "H": (8, 64, 128, 129, 200, 256, 512, 640, 641, 1024),
         "layers": (1, 2, 3),
     }.items():
-        floors = [compute(replace(small, **{size: value}), mode, dtype) for value in values]
-        assert floors == sorted(floors), size
+        bounds = [compute(replace(small, **{size: value}), mode, dtype) for value in values]
+        assert bounds == sorted(bounds), size
 
 
-@pytest.mark.parametrize(("device", "ceilings"), [("cpu", CPU), ("cuda", GPU)])
-def test_every_call_has_a_floor_or_none(device: str, ceilings: Ceilings) -> None:
+@pytest.mark.parametrize(("device", "roofline"), [("cpu", CPU), ("cuda", GPU)])
+def test_every_call_has_a_lower_bound_or_none(device: str, roofline: Roofline) -> None:
     without = set()
     for call in calls("all", device=device):
-        found = floor(*call, ceilings, device)
+        found = lower_bound(*call, roofline, device)
         if found is None:
             without.add(call.case)
         else:
@@ -235,7 +235,7 @@ def test_every_call_has_a_floor_or_none(device: str, ceilings: Ceilings) -> None
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_ceilings_of_a_cpu_are_plausible(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+def test_roofline_of_a_cpu_are_plausible(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     if native and _native._C is None:
         pytest.skip(str(_native.reason))
     if not native:
@@ -252,7 +252,7 @@ def test_ceilings_of_a_cpu_are_plausible(monkeypatch: pytest.MonkeyPatch, native
 
 
 @pytest.mark.gpu
-def test_ceilings_of_a_gpu_are_plausible() -> None:
+def test_roofline_of_a_gpu_are_plausible() -> None:
     chosen = torch.backends.cuda.matmul.fp32_precision
     found = measure("cuda", seconds=1.0)
     assert torch.backends.cuda.matmul.fp32_precision == chosen
@@ -266,7 +266,7 @@ def test_ceilings_of_a_gpu_are_plausible() -> None:
             assert found.block_barrier < found.cluster_barrier < found.grid_barrier
 
 
-def test_cuda_ceilings_say_what_is_missing() -> None:
+def test_cuda_measurements_say_what_is_missing() -> None:
     native = _native._C
     if not hasattr(native, "cuda_l2_latency"):
         pytest.skip("the CUDA part was not built")
@@ -286,12 +286,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_pytorch_does_not_get_below_the_floor(one_thread: None) -> None:
+def test_pytorch_is_not_faster_than_the_lower_bound(one_thread: None) -> None:
     works = [CASES["series-b1"], CASES["crnn-b1"]]
     jobs = {work.name: pytorch_job(work, build(work, torch.float32), "inference") for work in works}
     times = interleave(jobs, seconds=0.5)
-    # A busy machine lowers the ceilings for a while, and so lifts the floors: the best of three counts.
+    # On a busy machine the measured rates are lower, and so the bounds higher: the best of three counts.
     found = [measure("cpu", seconds=0.5) for _ in range(3)]
     for work in works:
-        least = min(on_cpu(work, ceilings=ceilings) for ceilings in found)
+        least = min(on_cpu(work, roofline=roofline) for roofline in found)
         assert least < min(times[work.name]), work.name
