@@ -82,7 +82,3 @@ def info() -> str:
             "lost without the compiled extension: the backend 'cpu'; PyTorch's own kernels run instead"
         )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

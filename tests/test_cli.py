@@ -40,6 +40,13 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cnnlstm_fast.cli", "info"], capture_output=True, text=True, timeout=100
+        [sys.executable, "-m", "cnnlstm_fast", "info"], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0 and "backends:" in done.stdout, done.stderr
+
+
+def test_misuse_of_the_module_has_an_exit_status() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnlstm_fast", "nonsense"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2 and "usage: cnnlstm-fast" in done.stderr

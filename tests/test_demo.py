@@ -317,7 +317,7 @@ def test_a_goal_that_is_missed_is_a_failure(
 @pytest.mark.timeout(900)
 def test_the_main_job(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    command = [sys.executable, "-m", "cnnlstm_fast.cli", "demo", "--output", str(page), "--device", "cpu"]
+    command = [sys.executable, "-m", "cnnlstm_fast", "demo", "--output", str(page), "--device", "cpu"]
     # PyTorch's threads wait for each other in a spin: on a machine with other work two take far longer than one.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
