@@ -22,19 +22,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("info", help="what is installed here, which parts were compiled, what was left out")
+    commands.add_parser("info", help="versions, compiled parts, hardware and backends")
     commands.add_parser("bench", help="measure against PyTorch and other libraries, on this machine")
-    demo = commands.add_parser("demo", help="train a text reader, optimize it, prove and time it")
+    demo = commands.add_parser("demo", help="train a text reader, optimize it, verify and time it")
     from .demo import run as demo_run
 
     demo_run.add_arguments(demo)
     if argv[:1] == ["bench"]:
-        return _bench(argv[1:])  # its arguments stand with its code, which wants more packages
+        return _bench(argv[1:])  # parses its own arguments: its code needs optional packages
     args = parser.parse_args(argv)
     if args.command == "info":
         try:
             print(info())
-        except RuntimeError as error:  # CUDA's own, or a CPU kernel asked for that is not here
+        except RuntimeError as error:  # CUDA's, or CNNLSTM_CPU_ISA names kernels that this CPU lacks
             print(error, file=sys.stderr)
             return 1
         return 0
@@ -45,14 +45,14 @@ def _bench(argv: Sequence[str]) -> int:
     try:
         command = importlib.import_module(f"{__package__}.bench.command")
     except ModuleNotFoundError as error:
-        mend = "pip install cnnlstm-fast[bench]; in a checkout that is not installed, python -m bench"
-        print(f"The benchmark needs {error.name}: {mend}", file=sys.stderr)
+        remedy = "pip install cnnlstm-fast[bench]; in a checkout that is not installed, python -m bench"
+        print(f"The benchmark needs {error.name}: {remedy}", file=sys.stderr)
         return 1
     return command.main(argv, prog="cnnlstm-fast bench")
 
 
 def info() -> str:
-    """Versions, what was compiled or why not, the machine, and the backends."""
+    """Versions, compiled parts or the reasons why they are missing, the machine, and the backends."""
     facts = _native.facts()
     notes, cpu = facts["notes"], facts.get("cpu")
     rows = [
@@ -63,12 +63,12 @@ def info() -> str:
     if facts["available"]:
         rows.append(("compiled part", f"{notes['compiler']}, for PyTorch {notes['torch']}"))
     else:
-        rows.append(("compiled part", f"not here: {facts['reason']}"))
+        rows.append(("compiled part", f"missing: {facts['reason']}"))
     if notes.get("cuda"):
         archs = ", ".join(f"sm_{arch}" for arch in notes["cuda_archs"])
         rows.append(("CUDA part", f"CUDA {notes['cuda_version']} for {archs}"))
     else:
-        rows.append(("CUDA part", f"not here: {notes.get('cuda_reason', 'nothing was built')}"))
+        rows.append(("CUDA part", f"missing: {notes.get('cuda_reason', 'nothing was built')}"))
     if cpu:
         caches = ", ".join(f"{level} {size >> 10} KB" for level, size in cpu["cache_bytes"].items())
         rows.append(("CPU", f"{cpu['name']}, {cpu['cores']} cores, {caches}"))

@@ -1,11 +1,11 @@
-"""The error contract: what "the same numbers" means. Stated once, for verify, the tests and the benchmarks.
+"""The error contract of verify, the tests and the benchmarks: the definition of "the same numbers".
 
-Error is ||out - ref|| / ||ref|| against the float64 reference. A result passes when its error is at most twice
-that of PyTorch's own kernel in the same dtype, plus a small floor for the cases where PyTorch is exact by luck.
+The error is ||out - ref|| / ||ref|| against the float64 reference. A result passes if its error is at most twice that
+of PyTorch's own kernel in the same dtype, plus a small constant for cases where PyTorch happens to be exact.
 
-The error of a few rounded numbers scatters by more than that factor 2. So where a result fails, more is drawn, and
-all draws are judged as one tensor, those that failed included: chance averages out, a larger error stays, and a
-single wrong number among so many still breaks the bound.
+The error of a few rounded numbers varies by more than a factor of 2. If a result fails, more results are drawn, and
+the error is that of all draws as one tensor, including those that failed: random variation averages out, a larger
+error does not, and a single wrong number still exceeds the bound.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import Tensor
 FLOOR = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2e-4, torch.bfloat16: 1e-3}
 
 APPROXIMATE = 1e-1
-"""The largest error that passes of a backend that is approximate (int8 products), which the caller has named."""
+"""The error limit of an approximate backend (int8 products), which runs only where it is named."""
 
 MOST_DRAWS = 32
 
 
 def bound(eager_error: float, dtype: torch.dtype) -> float:
-    """The largest error that passes beside PyTorch's own."""
+    """The error limit, by PyTorch's own error."""
     return 2.0 * eager_error + FLOOR[dtype]
 
 
 class Result(NamedTuple):
-    """One result of one draw. ``dtype`` is that of the computation, ``fast`` is None where it is missing."""
+    """One result of one draw. ``dtype`` is that of the computation, ``fast`` is None if the result is missing."""
 
     what: str
     dtype: torch.dtype
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """The error of one output or gradient, PyTorch's own, and the largest that passes."""
+    """The error of one output or gradient, PyTorch's own error, and the limit."""
 
     what: str
     eager: float
@@ -56,7 +56,7 @@ class ErrorRow:
 
 
 def relative_error(out: Tensor, ref: Tensor) -> float:
-    """||out - ref|| / ||ref|| in float64; infinite where ``out`` is not finite."""
+    """||out - ref|| / ||ref|| in float64; infinite if ``out`` is not finite."""
     return _relative(_distance(out, ref), _norm(ref))
 
 
@@ -65,11 +65,11 @@ def compare(
     draws: int = 1,
     limit: Callable[[float, torch.dtype], float] = bound,
 ) -> list[ErrorRow]:
-    """Judges every result over ``draws`` draws and, where one fails, over ``MOST_DRAWS``.
+    """The error of every result over ``draws`` draws or, if one fails, over ``MOST_DRAWS``.
 
     Args:
-        draw: gives the results of the k-th draw of fresh numbers, the same names each time.
-        limit: the largest error that passes, by PyTorch's own error and the dtype.
+        draw: yields the results of the k-th draw of fresh numbers, with the same names each time.
+        limit: the error limit, by PyTorch's own error and the dtype.
     """
     squares: dict[str, list[float]] = {}
     dtypes: dict[str, torch.dtype] = {}

@@ -1,4 +1,4 @@
-"""What the demo's page and the benchmark's share: a page is one file that needs nothing beside it."""
+"""Shared by the pages of the demo and the benchmark, each of which is one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "cnnlstm_fast",
 }
-"""Of all plots, for ``matplotlib.rc_context``."""
+"""The style of all plots, for ``matplotlib.rc_context``."""
 
 
 def template(path: Path) -> jinja2.Template:
-    """The template of a page, with everything that is put into it escaped."""
+    """The template of a page, with autoescaping."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(path.parent),
         autoescape=True,
@@ -39,14 +39,14 @@ def template(path: Path) -> jinja2.Template:
 
 
 def tidy(axes: Axes, grid: Literal["x", "y", "both"] = "x") -> None:
-    """Without a box, with a faint grid behind what is drawn."""
+    """Removes the upper and right spines and adds a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#e6e8eb", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element with its text as outlines: it needs no font and no style sheet."""
+    """The figure as an <svg> element, with text as paths, so that it needs no font."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = buffer.getvalue()

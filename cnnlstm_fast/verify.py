@@ -1,4 +1,4 @@
-"""verify(model, inputs): errors against float64 and speed of a model, before and after, on the user's own input."""
+"""verify(model, inputs): errors against float64 and times of a model, original and optimized, on the user's input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .timing import interleave, median_ratio
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Times of one job, in milliseconds; ``ratio`` is the median over paired rounds of eager / fast."""
+    """Times of one job in milliseconds; ``ratio`` is the median of eager / fast over the paired rounds."""
 
     what: str
     eager_ms: float
@@ -32,14 +32,14 @@ class SpeedRow:
 
 @dataclass
 class Report:
-    """What ``verify`` found. ``ok``: every error lies within the contract (see ``cnnlstm_fast.contract``), or where
-    a backend that the caller has named is approximate, below ``contract.APPROXIMATE``."""
+    """The result of ``verify``. ``ok``: every error is within the contract (see ``cnnlstm_fast.contract``), or below
+    ``contract.APPROXIMATE`` if the model names an approximate backend."""
 
     errors: list[ErrorRow] = field(default_factory=list)
     speed: list[SpeedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     approximate: list[str] = field(default_factory=list)
-    """The approximate backends that the model names."""
+    """The approximate backends that the model's LSTMs name."""
 
     @property
     def ok(self) -> bool:
@@ -70,23 +70,23 @@ class Report:
         names, worst = ", ".join(self.approximate), max(row.fast for row in self.errors)
         if self.ok:
             return f"not the same numbers, by request ({names}): relative error up to {worst:.1e}"
-        return f"NOT even nearly the same numbers ({names}): relative error up to {worst:.1e}"
+        return f"NOT the same numbers, beyond the limit of {names}: relative error up to {worst:.1e}"
 
 
 def verify(model: nn.Module, example_inputs: Any, seconds: float = 2.0) -> Report:
-    """Runs copies of the model as PyTorch has it and optimized, on the given input, and compares both with a
-    float64 copy on the CPU: outputs, and the gradients of all parameters. LSTMs that are optimized already keep
-    their backend; with an approximate one the outputs alone are compared.
+    """Runs an original and an optimized copy of the model on the given input, and compares both with a float64 copy
+    on the CPU: outputs, and the gradients of all parameters. LSTMs that are already optimized keep their backend;
+    with an approximate backend only the outputs are compared.
 
-    The model itself is not touched, whether it is optimized already or not. The copies run in eval mode, without
+    The model itself is not changed, whether it is already optimized or not. The copies run in eval mode, without
     dropout.
 
     Args:
         example_inputs: a tuple of the model's arguments, or its single argument.
-        seconds: how long to measure each job.
+        seconds: how long to time each job.
 
     Returns:
-        A ``Report``: print it, or ask ``report.ok``.
+        A ``Report``: print it, or check ``report.ok``.
     """
     check_model(model)
     args = _cast(as_arguments(example_inputs))
@@ -106,7 +106,7 @@ def verify(model: nn.Module, example_inputs: Any, seconds: float = 2.0) -> Repor
         report.notes.append(f"the model does not run in float64 ({message}): compared with eager instead")
 
     def draw(k: int) -> Iterator[Result]:
-        """The model as it is, and then with weights that differ by about one rounding."""
+        """The results with the model's weights for k = 0, then with weights that differ by about one rounding."""
         if k > 0:
             _perturb(eager, fast, exact, seed=k)
         eager_out, eager_grads = _run(eager, args, trains)
@@ -144,20 +144,20 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise TypeError(
-            f"model: expected one that copy.deepcopy copies, got {type(model).__name__}, which it refuses: "
+            f"model: expected one that copy.deepcopy copies, got {type(model).__name__}, which fails: "
             f"{str(error).splitlines()[0]}"
         ) from error
 
 
 def _backends(model: nn.Module) -> Iterator[str]:
-    """Those that its LSTMs name."""
+    """The backends that the model's LSTMs name."""
     for module in model.modules():
         if is_fast(module) and module.backend != "auto":
             yield module.backend  # type: ignore[misc]
 
 
 def _optimized(model: nn.Module) -> nn.Module:
-    """With the backends that its LSTMs name already."""
+    """Optimizes the model in place; LSTMs that were optimized before keep their backend."""
     named = {m: m.backend for m in model.modules() if is_fast(m)}
     optimize(model)
     for module, backend in named.items():
@@ -166,7 +166,7 @@ def _optimized(model: nn.Module) -> nn.Module:
 
 
 def _quiet(model: nn.Module) -> nn.Module:
-    """Eval mode without dropout, but for the LSTMs, whose backward on a GPU wants training mode."""
+    """Eval mode without dropout; LSTMs stay in training mode, which cuDNN's backward needs."""
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.LSTM):
@@ -176,7 +176,7 @@ def _quiet(model: nn.Module) -> nn.Module:
 
 
 def _perturb(eager: nn.Module, fast: nn.Module, exact: nn.Module | None, seed: int) -> None:
-    """Moves the weights of the copies, all alike, by about one rounding: as good as they were, and fresh numbers."""
+    """Changes the weights of all copies in the same way, by about one rounding: fresh numbers of equal accuracy."""
     generator = torch.Generator().manual_seed(seed)
     others = [list(m.parameters()) for m in (fast, exact) if m is not None]
     with torch.no_grad():
@@ -216,7 +216,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], backward: bool) -> tuple[list[
 
 
 def _open_packed(value: Any) -> Any:
-    """PackedSequences are no containers to pytree: their data stands for them."""
+    """Replaces each PackedSequence, which pytree does not open, by its data."""
     packed = torch.nn.utils.rnn.PackedSequence
     return pytree.tree_map(
         lambda v: v.data if isinstance(v, packed) else v, value, is_leaf=lambda v: isinstance(v, packed)
@@ -226,7 +226,7 @@ def _open_packed(value: Any) -> Any:
 def _cast(
     args: tuple[Any, ...], device: str | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Any, ...]:
-    """The arguments cut off from the caller's graph; floating tensors in another dtype, all on another device."""
+    """The arguments, detached, with all tensors on ``device`` and floating-point ones in ``dtype``."""
     packed = torch.nn.utils.rnn.PackedSequence
 
     def cast(value: Any) -> Any:

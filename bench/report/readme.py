@@ -56,7 +56,7 @@ def _section(path: str, record: Record) -> str:
         if any(cell.strip("- ") for cell in found):
             lines.append(f"| {title} | " + " | ".join(found) + " |")
     lines.append("| **geometric mean** | " + " | ".join(f"**{_mean(record, c)}**" for c in columns) + " |")
-    slower = [_losses("PyTorch", record, PYTORCH), _losses("the fastest library beside us", record, None)]
+    slower = [_losses("PyTorch", record, PYTORCH), _losses("the fastest other library", record, None)]
     return "\n".join([head, "", *lines, "", *slower])
 
 

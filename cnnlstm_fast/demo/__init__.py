@@ -1,4 +1,4 @@
-"""The main job on real input: train a plain reader of number strings, optimize it, prove it, time it.
+"""The demo: train a plain PyTorch reader of number strings, optimize it, verify it and time it.
 
 ``run`` is the flow: ``data`` -> ``model`` -> ``train`` -> ``proof`` -> ``measure`` -> ``report``.
 """

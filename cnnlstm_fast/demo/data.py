@@ -1,8 +1,8 @@
 """Number strings of varying length, composed of scikit-learn's scanned handwritten digits.
 
 Scans are 8 x 8 pictures of one handwritten digit each (1,797 of them, part of scikit-learn: nothing is
-downloaded). They are divided into training and held-out scans first and composed afterwards, so no scan of a
-held-out string was ever seen in training.
+downloaded). They are divided into training and held-out scans before strings are composed, so that no scan of
+a held-out string occurs in training.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Strings:
 
 
 def load_split(seed: int, held_out: float = 0.2) -> tuple[Scans, Scans]:
-    """The training scans and the held-out scans: no scan is in both, and each digit has its share in both."""
+    """The training scans and the held-out scans: disjoint, stratified by digit."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -16,7 +16,9 @@ from .data import Strings
 from .model import NumberReader
 from .train import training_step
 
-NOISY = "Some times scatter widely (~): this machine had other work. Run it again when it is idle."
+NOISY = (
+    "Some times scatter widely (~): other work was running on this machine. Repeat the demo when it is idle."
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def measure(eager: NumberReader, fast: NumberReader, held_out: Strings, seconds:
     """Times reading one string and 32, the LSTM's part in it, and a training step on 32.
 
     Args:
-        seconds: how long to measure each of them.
+        seconds: how long to time each of them.
     """
     device = next(eager.parameters()).device
     one, many = held_out.part(0, 1), held_out.part(0, min(32, len(held_out)))

@@ -1,4 +1,4 @@
-"""The model as its user wrote it: a convolutional recurrent text reader in plain PyTorch, and its decoder."""
+"""The demo's model: a convolutional recurrent text reader (CRNN) in plain PyTorch, and its decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof that the optimized model is the same model: same text, and the error figures of ``verify``."""
+"""Checks that the optimized model gives the same results: the same text, and the errors by ``verify``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .train import read, share_right
 
 @dataclass(frozen=True)
 class Proof:
-    """What both models read in the held-out strings, and the errors of both against float64 on one batch."""
+    """The texts that both models read in the held-out strings, and the errors of both against float64 on one batch."""
 
     truth: list[str]
     eager: list[str]
@@ -29,11 +29,11 @@ class Proof:
 
     @property
     def differing(self) -> int:
-        """Number of strings in which the optimized model reads another text than the eager one."""
+        """Number of strings in which the optimized model reads a different text than the eager one."""
         return sum(a != b for a, b in zip(self.eager, self.fast, strict=True))
 
     def failures(self, goal: float) -> list[str]:
-        """A sentence for everything that does not hold; ``goal`` is the share of strings to be read right."""
+        """A sentence for each failed check; ``goal`` is the share of strings that must be read without an error."""
         found = []
         if self.share_eager < goal:
             found.append(
@@ -42,11 +42,11 @@ class Proof:
             )
         if self.differing:
             found.append(
-                f"The optimized model reads another text in {self.differing} of {len(self.truth)} strings."
+                f"The optimized model reads a different text in {self.differing} of {len(self.truth)} strings."
             )
         bad = [row.what for row in self.report.errors if not row.ok]
         if bad:
-            found.append(f"The error contract does not hold for: {', '.join(bad)}.")
+            found.append(f"The error exceeds its limit for: {', '.join(bad)}.")
         return found
 
 

@@ -1,4 +1,4 @@
-"""The self-contained page: strings as pictures, what was read in them, error figures, and the times."""
+"""The demo's self-contained page: images of the strings, the texts read in them, errors and times."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .proof import Proof
 from .train import Point, Recipe
 
 EAGER = "#8a8f98"
-SHOWN = 18  # strings shown whatever was read in them
+SHOWN = 18  # the first strings, shown whether they were read right or not
 
 
 @dataclass(frozen=True)
 class Result:
-    """All that the page tells."""
+    """The content of the page."""
 
     held_out: Strings
     recipe: Recipe
@@ -46,7 +46,7 @@ class Result:
 
 @matplotlib.rc_context(STYLE)
 def render(result: Result) -> str:
-    """The page as HTML with everything inside: no scripts, and nothing to load."""
+    """The page as self-contained HTML without scripts."""
     proof = result.proof
     wrong = [
         k
@@ -73,7 +73,7 @@ def render(result: Result) -> str:
 
 
 def write(result: Result, output: Path) -> None:
-    """Writes the page to a file beside ``output`` and renames it: there is never half a page."""
+    """Writes the page atomically: to a temporary file that is then renamed."""
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
         unfinished.write_text(render(result), encoding="utf-8")
@@ -103,7 +103,7 @@ def _processor() -> str:
 
 
 def _reading(result: Result, k: int) -> dict[str, object]:
-    """One string for the template: its picture, the truth, and what each model read."""
+    """One string for the template: its image, the truth, and the text that each model read."""
     proof, width = result.proof, int(result.held_out.widths[k])
     return {
         "picture": _png(result.held_out.pictures[k, 0, :, :width]),
@@ -137,7 +137,7 @@ def _times_plot(timing: Timing) -> str:
         axes.plot([median, median], [y - 0.31, y + 0.31], color=color, linewidth=2)
         spread = y + jitter.uniform(-0.22, 0.22, len(times))
         axes.scatter(times, spread, s=5, color=color, alpha=0.5, linewidths=0)
-    # A few rounds that another program disturbed must not squeeze the rest into a corner.
+    # A few disturbed rounds must not compress the scale of all others.
     axes.set_xlim(0, 1.12 * float(np.quantile([*timing.eager, *timing.fast], 0.97)) * 1e3)
     axes.set_yticks([y for y, *_ in rows], [name for _, name, *_ in rows])
     axes.set_ylim(-0.5, 1.5)

@@ -1,6 +1,6 @@
-"""The flow of ``cnnlstm-fast demo``: data, training, optimization, proof, times, table and page.
+"""The steps of ``cnnlstm-fast demo``: data, training, optimization, verification, times, table and page.
 
-Imports the extras only when it runs, so that the command can say which of them are missing.
+It imports optional packages only when it runs, so that the command can name the missing ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command: returns its exit status, and turns what a user can cause into one sentence."""
+    """The command; returns its exit status. User errors are reported in one sentence."""
     try:
         return demo(args.output, args.seed, args.device)
     except KeyboardInterrupt:
@@ -51,14 +51,14 @@ def demo(
     recipe: Recipe | None = None,
     seconds: float = 4.0,
 ) -> int:
-    """Runs everything, prints as it goes and writes the page.
+    """Runs all steps, prints progress and results, and writes the page.
 
     Args:
-        recipe: how to train; the default reaches the goal.
-        seconds: how long to measure each job.
+        recipe: of the training; the default reaches the goal.
+        seconds: how long to time each job.
 
     Returns:
-        0 if the goal is reached and the optimized model is proven to be the same model; otherwise 1.
+        0 if the goal is reached and the optimized model passes all checks; otherwise 1.
     """
     missing = missing_extras()
     if missing:
@@ -86,14 +86,14 @@ def demo(
         report.write(result, output)
     except OSError as error:
         return _fail(f"--output: {output} could not be written: {error.strerror}.")
-    console.print(f"The page with pictures and plots: {output}", markup=False, soft_wrap=True)
+    console.print(f"Report with images and plots: {output}", markup=False, soft_wrap=True)
     for sentence in result.failures:
         _fail(f"Failed: {sentence}")
     return 1 if result.failures else 0
 
 
 def missing_extras() -> list[str]:
-    """Names, as pip knows them, of the packages that the demo needs and that are not installed."""
+    """The packages, by their names for pip, that the demo needs and that are not installed."""
     return [package for module, package in EXTRAS.items() if importlib.util.find_spec(module) is None]
 
 
@@ -120,9 +120,9 @@ def _work(console: Console, seed: int, device: torch.device, recipe: Recipe, sec
     curve = train_on_screen(console, eager, scans, held_out, np.random.default_rng((seed, 0)), recipe)
 
     fast = optimize(copy.deepcopy(eager))
-    console.print("Proving that the optimized model reads the same ...")
+    console.print("Verifying that the optimized model gives the same results ...")
     proof = prove(eager, fast, held_out)
-    console.print("Timing both in turns ...")
+    console.print("Timing both in interleaved rounds ...")
     timings = measure(eager, fast, held_out, seconds)
     batch = held_out.part(0, min(32, len(held_out)))
     return Result(
@@ -141,7 +141,7 @@ def _work(console: Console, seed: int, device: torch.device, recipe: Recipe, sec
 
 
 def _summary(console: Console, result: Result) -> None:
-    """The table at the end: what was read, the error figures, the times."""
+    """Prints the final tables: share of strings read right, errors, times."""
     from rich import box
     from rich.table import Table
 
@@ -152,7 +152,7 @@ def _summary(console: Console, result: Result) -> None:
     checks = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        title="The same model; errors are relative, against float64",
+        title="Accuracy; errors are relative, against float64",
         title_justify="left",
     )
     checks.add_column("")
@@ -197,7 +197,7 @@ def _summary(console: Console, result: Result) -> None:
 
 
 def _unwritable(output: Path) -> str | None:
-    """Why the page could not be written there, asked before the training and not after it."""
+    """Why the page cannot be written there, checked before the training instead of after it."""
     if output.is_dir():
         return f"--output: {output} is a folder; name a file."
     folder = output.parent

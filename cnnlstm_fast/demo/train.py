@@ -1,6 +1,6 @@
-"""Training of the reader, as its user would do it.
+"""Training of the reader in plain PyTorch.
 
-The number of steps is fixed beforehand: the held-out strings are only watched, they decide nothing.
+The number of steps is fixed in advance: the accuracy on held-out strings is only monitored.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Recipe:
     batch: int = 32
     learning_rate: float = 5e-3  # the peak of one cycle
     weight_decay: float = 0.1
-    check_every: int = 40  # steps between two looks at the held-out strings
+    check_every: int = 40  # steps between two evaluations on the held-out strings
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where training stands after ``step`` steps and ``seconds``.
+    """A point of the training curve, after ``step`` steps and ``seconds``.
 
     ``loss`` is the mean since the last point, in nats per digit; ``share`` the part, 0 to 1, of the held-out
     strings that is read without an error.
@@ -63,7 +63,7 @@ def training_step(model: NumberReader, optimizer: torch.optim.Optimizer, strings
 
 @torch.no_grad()
 def read(model: NumberReader, strings: Strings, batch: int = 100) -> list[str]:
-    """What the model, in eval mode, reads in every string."""
+    """The text that the model, in eval mode, reads in every string."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -87,13 +87,13 @@ def train(
     recipe: Recipe | None = None,
     watch: Callable[[int, Point], None] = lambda step, point: None,
 ) -> list[Point]:
-    """Trains the model in place on strings composed as it goes.
+    """Trains the model in place, on strings that are composed during the training.
 
     Args:
         watch: called after every step with the number of steps done and the latest point.
 
     Returns:
-        The points of the training curve; the last one is the finished model's.
+        The points of the training curve; the last one is that of the trained model.
     """
     recipe = recipe or Recipe()
     optimizer = torch.optim.AdamW(
@@ -129,7 +129,7 @@ def train_on_screen(
     rng: np.random.Generator,
     recipe: Recipe,
 ) -> list[Point]:
-    """``train`` with a progress bar, or with one line for each point where the output is no terminal."""
+    """``train`` with a progress bar, or with one line for each point if the output is not a terminal."""
     if not console.is_terminal:
 
         def say(step: int, point: Point) -> None:
