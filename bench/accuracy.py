@@ -70,7 +70,7 @@ def unsupported_reason(backend: str, case: Case, mode: str, dtype: str) -> str |
     if reason is None and backend == "reference":
         others = [b.name for b in BACKENDS.values() if b.name != backend and b.supports(spec) is None]
         if others:
-            return f"the reference backend is timed only where no other can run the call; here: {', '.join(others)}"
+            return f"the reference is timed only where no other backend can run the call: {', '.join(others)} can"
     return reason
 
 

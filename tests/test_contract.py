@@ -69,26 +69,26 @@ def draws(error: Callable[[int], float], numbers: int) -> Callable[[int], Iterat
     return draw
 
 
-def judge(*args: int, **kwargs: int) -> ErrorRow:
+def compare_draws(*args: int, **kwargs: int) -> ErrorRow:
     (row,) = compare(draws(*args), **kwargs)
     return row
 
 
 @pytest.mark.parametrize("numbers", [1, 4, 1000])
 def test_chance_passes(numbers: int) -> None:
-    assert all(judge(lambda k: 1.0, numbers).ok for _ in range(100))
+    assert all(compare_draws(lambda k: 1.0, numbers).ok for _ in range(100))
 
 
 @pytest.mark.parametrize("numbers", [4, 1000])
 def test_a_larger_error_fails(numbers: int) -> None:
-    rows = [judge(lambda k: 4.0, numbers, draws=8) for _ in range(20)]
+    rows = [compare_draws(lambda k: 4.0, numbers, draws=8) for _ in range(20)]
     assert not any(row.ok for row in rows)
     assert all(row.fast == pytest.approx(4 * NOISE, rel=0.5) for row in rows)
 
 
 @pytest.mark.parametrize("numbers", [1, 4, 1000])
 def test_one_wrong_draw_fails_however_many_are_right(numbers: int) -> None:
-    assert not judge(lambda k: 100.0 if k == 0 else 1.0, numbers).ok
+    assert not compare_draws(lambda k: 100.0 if k == 0 else 1.0, numbers).ok
 
 
 def test_more_is_drawn_only_where_a_result_fails() -> None:
@@ -104,7 +104,7 @@ def test_more_is_drawn_only_where_a_result_fails() -> None:
 
 
 def test_missing_or_not_finite_is_infinitely_wrong_in_any_draw() -> None:
-    assert judge(lambda k: math.nan if k == 0 else 1.0, 4).fast == math.inf
+    assert compare_draws(lambda k: math.nan if k == 0 else 1.0, 4).fast == math.inf
     one = torch.ones(2)
     (row,) = compare(lambda k: [Result("gradient", torch.float32, one if k else None, one, one)])
     assert row.fast == math.inf and not row.ok

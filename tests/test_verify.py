@@ -171,7 +171,7 @@ def test_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("seed", [12, 51, 61, 94, 131])  # a single draw failed here
-def test_a_single_number_is_not_judged_by_luck(seed: int) -> None:
+def test_random_variation_of_a_single_number_passes(seed: int) -> None:
     """PyTorch's one rounded number may happen to be nearer to the exact one than ours."""
 
     class Forecast(nn.Module):

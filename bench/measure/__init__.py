@@ -1,1 +1,1 @@
-"""Measuring a call: every candidate in a process of its own, in turns."""
+"""Measuring a call: every candidate in its own process, in interleaved rounds."""

@@ -37,7 +37,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(choose, "WIDE_HIDDEN", (16,))
     monkeypatch.setattr(choose, "LARGE_STEPS", ())
     monkeypatch.setattr(runner, "TURN", 1e-4)
-    monkeypatch.setattr(runner.machine, "busy_seconds", lambda: None)  # what this machine does is no matter
+    monkeypatch.setattr(runner.machine, "busy_seconds", lambda: None)  # other work on this machine does not matter here
     monkeypatch.setattr(Runner, "_process", lambda self, name: Inline(candidate(name)))
     with one_thread():
         yield
@@ -199,10 +199,10 @@ def test_the_grid_of_a_gpu_has_stacks_and_packed_sequences(monkeypatch: pytest.M
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_the_kernels_for_gpus_are_measured_in_the_same_way(
+def test_gpu_kernels_are_measured_in_the_same_way(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU: what the figures are is no matter."""
+    """On the CPU: the times do not matter here."""
     gpu = Gpu("A GPU that nobody has")
     for name, sizes in {"GPU_STEPS": (2,), "GPU_BATCHES": (1,), "GPU_HIDDEN": (16,)}.items():
         monkeypatch.setattr(choose, name, sizes)

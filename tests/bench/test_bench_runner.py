@@ -119,7 +119,7 @@ def test_a_wrong_result_is_never_timed(spoil: Callable[[Any], None], failure: st
     assert row.ours.median_s is None and row.ours.rounds == [] and row.candidates[PYTORCH].rounds
 
 
-def test_the_others_are_judged_where_pytorch_itself_is_wrong() -> None:
+def test_the_others_are_checked_where_pytorch_itself_is_wrong() -> None:
     def launch(name: str) -> Inline:
         wrong = name == PYTORCH
         return Inline(candidate(name), (lambda found: found["gradient of input"].neg_()) if wrong else None)
@@ -145,7 +145,7 @@ def test_all_fails_where_the_oracle_and_pytorch_disagree(monkeypatch: pytest.Mon
     assert "the oracle and PyTorch disagree" in row.ours.reason
 
 
-def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     twins: dict[str, list[int]] = {}
 
@@ -162,7 +162,7 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = [order[k : k + 3] for k in range(0, len(order), 3)]
     assert len(rounds) >= 8 and all(set(names) == set(r) for r in rounds)
     for seen in twins.values():
-        assert seen[0] != seen[1] and seen[:2] * (len(seen) // 2) == seen, "its processes take turns, too"
+        assert seen[0] != seen[1] and seen[:2] * (len(seen) // 2) == seen, "its processes alternate"
     assert len({tuple(r) for r in rounds}) > 1
 
 
