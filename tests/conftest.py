@@ -1,5 +1,4 @@
-"""What all tests share: the tiers, the gpu marker, fixed seeds, the CUDA kernels on the CPU, and the settings of plugins
-that may be missing."""
+"""What all tests share: the tiers, the gpu marker, fixed seeds, the CUDA kernels on the CPU, settings of plugins."""
 
 from __future__ import annotations
 
@@ -53,9 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(skip)
-        elif sampled := item.get_closest_marker("sampled"):
-            if left_to_slow_tier(item, *sampled.args, seen=seen):
-                item.add_marker(pytest.mark.slow)
+        elif (sampled := item.get_closest_marker("sampled")) and left_to_slow_tier(
+            item, *sampled.args, seen=seen
+        ):
+            item.add_marker(pytest.mark.slow)
 
 
 def left_to_slow_tier(item: pytest.Item, n: int, which: str = "all", *, seen: Counter[str]) -> bool:
