@@ -8,6 +8,8 @@ compiled library, the operators themselves are defined and implemented here.
 from __future__ import annotations
 
 import contextlib
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,91 @@ from torch import Tensor
 
 from .. import _native
 from . import reference
-from .backends import BACKENDS, Outputs
+from .backends import BACKENDS, Backend, Outputs
+from .canonical import LSTMSpec
 
 _LIBRARY = torch.library.Library("cnnlstm_fast", "FRAGMENT")
 
 
 def _forward(*args: Any) -> Outputs:
-    *tensors, backend = args
-    forward = BACKENDS[backend].forward
-    if forward is None:
+    *call, name = args
+    backend = _substitute(name, *call) if _is_missing(name) else BACKENDS[name]
+    if backend.forward is None:
         raise RuntimeError(
-            f"backend {backend!r} is compiled code, and the compiled extension is not available"
+            f"backend {name!r} is compiled code for the CPU, the tensors are on {call[0].device}"
         )
-    return forward(*tensors)
+    return backend.forward(*call)
 
 
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    backward = BACKENDS[args[-1]].backward
-    return _recompute(*args) if backward is None else backward(*args[:-1])
+    *call, name = args
+    backend = BACKENDS[name]
+    if _is_missing(name):
+        grad_cells, operands, bidirectional = call[3], call[4:12], call[16]
+        backend = _substitute(name, *[*operands, bidirectional, True, grad_cells is not None])
+    return backend.backward(*call) if backend.backward is not None else _recompute(*[*call, backend.name])
+
+
+def _is_missing(name: str) -> bool:
+    """Whether a backend is compiled code in a package without any. Eager calls never name such a one, but a graph may
+    that was exported elsewhere."""
+    return BACKENDS[name].native and not _native.available
+
+
+def _substitute(
+    name: str,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    dropout_mask: Tensor | None,
+    bidirectional: bool,
+    grad: bool,
+    all_cells: bool,
+) -> Backend:
+    """What an eager call would run where ``name`` is missing. Always differentiable code, so that ``_saves`` knows what
+    it leaves empty."""
+    _warn_of_missing(name)
+    states, B, P = h0.shape
+    H, directions = c0.size(2), 2 if bidirectional else 1
+    spec = LSTMSpec(
+        device=input.device.type,
+        dtype=input.dtype,
+        T=input.size(0) if batch_sizes is None else batch_sizes.size(0),
+        B=B,
+        input_size=input.size(-1),
+        hidden_size=H,
+        proj_size=P if P != H else 0,
+        num_layers=states // directions,
+        bidirectional=bidirectional,
+        bias=len(weights) // states >= 4,
+        packed=batch_sizes is not None,
+        lengths=lengths is not None,
+        reset=reset is not None,
+        dropout=dropout_mask is not None,
+        all_cells=all_cells,
+        grad=grad,
+        tracing=False,
+    )
+    aten = BACKENDS["aten"]
+    return aten if aten.supports(spec) is None else BACKENDS["reference"]
+
+
+@cache
+def _warn_of_missing(name: str) -> None:
+    warnings.warn(
+        f"cnnlstm_fast: a graph asks for backend {name!r}, but {_native.reason}. Running PyTorch's own operators "
+        f"instead, more slowly.",
+        stacklevel=2,
+    )
+
+
+def _saves(name: str) -> bool:
+    """Whether the forward pass that runs for this backend fills cells, gates and hidden for its backward."""
+    return BACKENDS[name].saves and not _is_missing(name)
 
 
 def _recompute(
@@ -118,7 +187,7 @@ def _fake_forward(
     states, _, P = h0.shape
     H = c0.size(2)
     rows = input.shape[:-1]
-    saves = for_backward and BACKENDS[backend].saves
+    saves = for_backward and _saves(backend)
     return Outputs(
         input.new_empty((*rows, directions * P)),
         h0.new_empty(h0.shape),
@@ -147,7 +216,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> No
     out, _, _, cells, gates, hidden = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(gates, hidden, *([] if all_cells else [cells]))
-    filled = (out, cells, gates, hidden) if for_backward and BACKENDS[ctx.backend].saves else ()
+    filled = (out, cells, gates, hidden) if for_backward and _saves(ctx.backend) else ()
     ctx.save_for_backward(input, h0, c0, *weights, batch_sizes, lengths, reset, dropout_mask, *filled)
 
 
@@ -182,7 +251,7 @@ def _gradients(
 
 def _recompute_saved(ctx: Any, *inputs: Any) -> list[Tensor]:
     """output, cells, gates and hidden where the forward pass did not save them."""
-    if not BACKENDS[ctx.backend].saves:
+    if not _saves(ctx.backend):
         return [inputs[0].new_empty(0)] * 4  # differentiable code, whose backward does not read them
     with torch._C._AutoDispatchBelowAutograd():
         output, _, _, *rest = torch.ops.cnnlstm_fast.lstm.default(
