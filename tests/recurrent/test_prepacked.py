@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 from collections.abc import Callable
@@ -80,6 +81,108 @@ def test_an_edit_is_seen_by_the_next_call(
     edit(getattr(layer, name))
     for _ in range(CALLS):
         _check(layer)
+
+
+CHUNK = 1 << 15  # bytes that are fingerprinted together (csrc/cpu/prepack.h)
+
+
+def _write(weight: Tensor, elements: Tensor) -> None:
+    """The only one here, beside the step, that autograd counts."""
+    with torch.no_grad():
+        weight.view(-1)[elements] += 3.0
+
+
+def _write_past_autograd(weight: Tensor, elements: Tensor) -> None:
+    weight.detach().numpy().reshape(-1)[elements.numpy()] += 3.0
+
+
+def _write_data(weight: Tensor, elements: Tensor) -> None:
+    weight.data.view(-1)[elements] += 3.0
+
+
+def _step(weight: Tensor, elements: Tensor) -> None:
+    weight.grad = torch.zeros_like(weight)
+    weight.grad.view(-1)[elements] = -3.0
+    torch.optim.SGD([weight], lr=1.0, foreach=False).step()
+    weight.grad = None
+
+
+def _large_layer(backend: str) -> tuple[cnnlstm_fast.LSTM, Tensor]:
+    """Weights of 32 chunks each, which two threads read, and enough rows that both are kept packed."""
+    layer, x = cnnlstm_fast.LSTM(256, 256, backend=backend).eval(), torch.randn(30, 2, 256)
+    before = torch.ops.cnnlstm_fast.prepacked_bytes()
+    with torch.no_grad():
+        for _ in range(CALLS):
+            layer(x)
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() - before >= (layer.weight_hh_l0.nbytes // 4) * 2
+    return layer, x
+
+
+def _check_edits(
+    backend: str, edit: Callable[[Tensor, Tensor], None], name: str, edits: list[Tensor]
+) -> None:
+    """After each edit the next call computes as a copy of the layer does, whose weights are packed anew."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layer, x = _large_layer(backend)
+        with torch.no_grad():
+            before = layer(x)[0]
+            for elements in edits:
+                edit(getattr(layer, name), elements)
+                found, want = layer(x)[0], copy.deepcopy(layer)(x)[0]
+                assert torch.equal(found, want), (
+                    f"the weights before the edit of {elements[:3].tolist()} were used"
+                )
+                assert not torch.equal(found, before)
+                before = layer(x)[0]  # packed anew, and kept
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _one_of_each_chunk() -> list[Tensor]:
+    """Elements of a float32 matrix of 1 MB, in any order: one of each chunk, and the ends of some."""
+    size = CHUNK // 4
+    places = [k * size + int(torch.randint(size, ())) for k in range(32)]
+    places += [size, 16 * size - 1, 16 * size, 32 * size - 1]  # also where the second thread begins
+    return [torch.tensor([places[k]]) for k in torch.randperm(len(places))]
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize("edit", [_write, _write_data, _write_past_autograd, _step])
+def test_one_number_anywhere_in_a_large_weight(edit: Callable[[Tensor, Tensor], None], name: str) -> None:
+    """In float32 and bfloat16 all bytes are read at every call, so that autograd need not count the edit."""
+    _check_edits("cpu", edit, name, _one_of_each_chunk())
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize("edit", [_write, _step])
+def test_one_number_anywhere_in_a_large_weight_of_int8(
+    edit: Callable[[Tensor, Tensor], None], name: str
+) -> None:
+    """What autograd counts is seen wherever it is, although most of the bytes are not read."""
+    _check_edits("cpu-int8", edit, name, _one_of_each_chunk())
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.parametrize("edit", [_write_data, _write_past_autograd])
+def test_edits_of_int8_weights_past_autograd(edit: Callable[[Tensor, Tensor], None], name: str) -> None:
+    """Seen are: any number of the first chunk, and beyond it whatever covers 16 KB without a gap, which no sample
+    misses. Less than that may go unseen (csrc/torch/cpu/prepacked.cpp)."""
+    row, rows = 256, 16
+    spans = [torch.arange(k * row, (k + rows) * row) for k in (32, 33, 47, 500, 771, 1024 - rows)]
+    first = [torch.tensor([k]) for k in (0, 1, 777, CHUNK // 4 - 1)]
+    _check_edits("cpu-int8", edit, name, [*first, *spans])
+
+
+def test_a_row_and_a_swap_of_rows_late_in_a_large_bfloat16_weight() -> None:
+    layer = _layer(torch.bfloat16, H=256, I=256)
+    for _ in range(CALLS):
+        _check(layer, T=30)
+    layer.weight_hh_l0.data[-1] += 1.0
+    _check(layer, T=30)
+    layer.weight_ih_l0.data[[700, 1001]] = layer.weight_ih_l0.data[[1001, 700]].clone()
+    _check(layer, T=30)
 
 
 def test_replaced_weights_are_seen() -> None:
