@@ -11,6 +11,7 @@
 #include "cpu/threads.h"
 #include "operators_schema.h"
 #include "torch/cpu/lstm.h"
+#include "torch/cpu/microkernel.h"
 #include "torch/cpu/prepacked.h"
 #include "torch/dispatch_guard.h"
 #ifdef CNNLSTM_CUDA
@@ -21,9 +22,12 @@ namespace cnnlstm {
 
 namespace {
 
-// In a forked child ATen's own matrix products would wait for worker threads that only the parent process has
-// (DataLoader workers use one thread for the same reason).
-void use_one_thread_after_fork() {
+// PyTorch gives a Python thread its number of threads at the first use there, which must not come between
+// OversubscriptionGuard's reading of that number and its restoring. In a forked child ATen's own matrix products
+// would wait for worker threads that only the parent process has (DataLoader workers use one thread for the same
+// reason).
+void settle_threads() {
+  at::internal::lazy_init_num_threads();
   if (!is_forked_child()) return;
   static std::once_flag once;
   std::call_once(once, [] { at::set_num_threads(1); });
@@ -35,7 +39,7 @@ ForwardResult lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tens
                    bool for_backward, bool all_cells, c10::string_view backend) {
   if (backend == "cpu" || backend == "cpu-int8") {
     const DispatchGuard guard;
-    use_one_thread_after_fork();
+    settle_threads();
     const OversubscriptionGuard thread_guard;
     return lstm_cpu(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional,
                     for_backward, all_cells, backend == "cpu-int8");
@@ -65,7 +69,7 @@ BackwardResult lstm_backward(const OptionalTensor& grad_output, const OptionalTe
   TORCH_CHECK(backend != "cpu-int8", "The int8 kernel has no gradient.");
   if (backend == "cpu") {
     const DispatchGuard guard;
-    use_one_thread_after_fork();
+    settle_threads();
     const OversubscriptionGuard thread_guard;
     return lstm_backward_cpu(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes,
                              lengths, reset, dropout_mask, output, cells, gates, hidden, bidirectional,
@@ -95,6 +99,7 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
     m.def(schema.insert(schema.find('('), "_python").c_str());
   }
   m.def("prepacked_bytes() -> int", &prepacked_bytes);
+  m.def("matrix_engine_uses() -> int", &matrix_engine_uses);
 }
 
 TORCH_LIBRARY_IMPL(cnnlstm_fast, CPU, m) {

@@ -13,4 +13,7 @@ GemmMicrokernel bf16_microkernel(at::ScalarType dtype);
 // The same for int8.
 GemmMicrokernel int8_microkernel();
 
+// How often either has been released by a thread that had multiplied with it.
+int64_t matrix_engine_uses();
+
 }  // namespace cnnlstm
