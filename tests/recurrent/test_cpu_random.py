@@ -28,10 +28,9 @@ from cnnlstm_fast.contract import Result, bound, compare
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the native part")
 
-# Of each of the four kinds of test below: 2,800 in all.
-EXAMPLES = 700
-
 SIZES = st.integers(1, 20) | st.integers(1, 100)
+# Mostly more than the machine has cores, since each team of them splits a layer in another way.
+THREADS = st.integers(1, 8)
 LAYOUTS = sorted(stored_shapes(Case()))
 
 
@@ -68,7 +67,7 @@ def calls(draw: st.DrawFn) -> Call:
     if kind == "packed" or "lengths" in kind:
         shortest = 1 if kind == "packed" else 0
         lengths = draw(st.lists(st.integers(shortest, T), min_size=B, max_size=B))
-    return Call(case, lengths, draw(st.integers(1, 2)), draw(st.integers(0, 1 << 31)))
+    return Call(case, lengths, draw(THREADS), draw(st.integers(0, 1 << 31)))
 
 
 def limit(eager_error: float, dtype: torch.dtype) -> float:
@@ -96,7 +95,6 @@ def compute(call: Call, data: Data, training: bool) -> dict[str, torch.Tensor]:
 # PyTorch's own kernels warn of what they do not do fast.
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 @settings(
-    max_examples=EXAMPLES,
     deadline=None,
     derandomize=False,
     database=None,
