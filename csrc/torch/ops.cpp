@@ -23,9 +23,9 @@ namespace cnnlstm {
 namespace {
 
 // PyTorch gives a Python thread its number of threads at the first use there, which must not come between
-// OversubscriptionGuard's reading of that number and its restoring. In a forked child ATen's own matrix products
-// would wait for worker threads that only the parent process has (DataLoader workers use one thread for the same
-// reason).
+// OversubscriptionGuard's reading of that number and its restoring. In a forked child ATen's own matrix
+// products would wait for worker threads that only the parent process has (DataLoader workers use one thread
+// for the same reason).
 void settle_threads() {
   at::internal::lazy_init_num_threads();
   if (!is_forked_child()) return;
@@ -99,7 +99,7 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
     m.def(schema.insert(schema.find('('), "_python").c_str());
   }
   m.def("prepacked_bytes() -> int", &prepacked_bytes);
-  m.def("matrix_engine_uses() -> int", &matrix_engine_uses);
+  m.def("microkernel_uses() -> int", &microkernel_uses);
 }
 
 TORCH_LIBRARY_IMPL(cnnlstm_fast, CPU, m) {

@@ -68,6 +68,6 @@ GemmMicrokernel int8_microkernel() {
           }};
 }
 
-int64_t matrix_engine_uses() { return uses.load(std::memory_order_relaxed); }
+int64_t microkernel_uses() { return uses.load(std::memory_order_relaxed); }
 
 }  // namespace cnnlstm

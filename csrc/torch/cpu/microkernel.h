@@ -14,6 +14,6 @@ GemmMicrokernel bf16_microkernel(at::ScalarType dtype);
 GemmMicrokernel int8_microkernel();
 
 // How often either has been released by a thread that had multiplied with it.
-int64_t matrix_engine_uses();
+int64_t microkernel_uses();
 
 }  // namespace cnnlstm

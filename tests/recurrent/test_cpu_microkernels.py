@@ -48,7 +48,7 @@ print(uses())
 
 
 def uses() -> int:
-    return torch.ops.cnnlstm_fast.matrix_engine_uses()
+    return torch.ops.cnnlstm_fast.microkernel_uses()
 
 
 @training
