@@ -34,6 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case", "mode", "dtype", "backend"), rows)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_lstm(benchmark: Any, case: Case, mode: str, dtype: str, backend: str) -> None:
     rows = check_accuracy(case, mode, dtype, backend)

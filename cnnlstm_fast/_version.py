@@ -1,3 +1,6 @@
-"""The one place where the version stands: pyproject.toml and the native build read it from here."""
+"""The one place where versions stand: pyproject.toml and the native build read ours from here."""
 
 __version__ = "0.1.0"
+
+TESTED_TORCH = ("2.11", "2.13", "2.14")
+"""The PyTorch versions with which the whole of the tests has run."""

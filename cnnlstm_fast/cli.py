@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__, _native
+from ._version import TESTED_TORCH
 from .recurrent.backends import BACKENDS
 
 
@@ -77,6 +78,11 @@ def info() -> str:
         rows.append(("GPU", f"{gpu['name']}, sm_{gpu['sm']}"))
     lines = [f"{name + ':':<15} {value}" for name, value in rows]
     lines += ["", "backends:", *(f"  {b.name:<12} {b.summary}" for b in BACKENDS.values())]
+    if torch.__version__.split("+")[0].rpartition(".")[0] not in TESTED_TORCH:
+        lines.append(
+            f"warning: never tested with PyTorch {torch.__version__}, only with {', '.join(TESTED_TORCH)}; "
+            f"check your model with cnnlstm_fast.verify(model, inputs)"
+        )
     if not facts["available"]:
         lines.append(
             "lost without the compiled extension: the backend 'cpu'; PyTorch's own kernels run instead"

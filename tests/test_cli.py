@@ -18,6 +18,18 @@ def test_info_names_every_backend_and_what_is_missing(capsys: pytest.CaptureFixt
     assert ("lost without the compiled extension" in text) != cnnlstm_fast._native.available
 
 
+@pytest.mark.parametrize(
+    ("version", "tested"),
+    [("2.11.0", True), ("2.13.0+cpu", True), ("2.14.1", True), ("2.12.0", False), ("2.15.0a0+git123", False)],
+)
+def test_info_warns_of_a_pytorch_that_was_never_tested(
+    version: str, tested: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.__version__", version)
+    assert cli.main(["info"]) == 0
+    assert (f"never tested with PyTorch {version}" in capsys.readouterr().out) != tested
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])

@@ -1,17 +1,21 @@
 """Compiles the Triton kernels ahead of time, without a GPU: one JSON line for each, on standard output.
 
-    python tests/triton_compile.py SM [SM ...]
+    python tests/triton_compile.py SM [EVERY]
     python tests/triton_compile.py --signatures
 
 Run without TRITON_INTERPRET. Every plan that ``kernels.plan`` makes for a GPU of that kind is compiled for float32 and
-bfloat16 (and a few for float16), forward and backward, with all optional arguments there and with none.
+bfloat16 (and a few for float16), forward and backward, with all optional arguments there and with none; with EVERY only
+every so-manieth of these. Triton's cache keeps what was compiled by its source, and this script beside it what the
+assembler said of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -159,13 +163,25 @@ def compiled(job: Job) -> dict[str, Any]:
 def resources(ptx: str, sm: int) -> dict[str, Any]:
     """Registers and bytes of local memory of a thread, as the assembler reports them."""
     tool = triton.knobs.nvidia.ptxas_blackwell if sm >= 100 else triton.knobs.nvidia.ptxas
+    key = hashlib.sha256(f"{tool.version}\n{ptx}".encode()).hexdigest()
+    kept = Path(triton.knobs.cache.dir) / "assembled" / f"{key}.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
+            json.dump(assemble(ptx, tool.path), file)
+        os.replace(file.name, kept)
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
+
+
+def assemble(ptx: str, ptxas: str) -> dict[str, Any]:
     target = re.search(r"^\.target (\w+)", ptx, re.M)
     assert target is not None
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         done = subprocess.run(
-            [tool.path, "-v", f"--gpu-name={target[1]}", "-o", "/dev/null", file.name],
+            [ptxas, "-v", f"--gpu-name={target[1]}", "-o", "/dev/null", file.name],
             capture_output=True,
             text=True,
             check=True,
@@ -182,9 +198,15 @@ def resources(ptx: str, sm: int) -> dict[str, Any]:
     }
 
 
-def main(sms: list[int]) -> None:
+def sample(found: list[Job], every: int) -> list[Job]:
+    """Every so-manieth, and one of each kernel in each algorithm."""
+    one_of_each = {(job.kernel, job.plan and job.plan.algorithm): job for job in found}.values()
+    return list(dict.fromkeys([*found[::every], *one_of_each]))
+
+
+def main(sm: int, every: int = 1) -> None:
     with ThreadPoolExecutor(2) as pool:
-        for result in pool.map(compiled, [job for sm in sms for job in jobs(sm)]):
+        for result in pool.map(compiled, sample(jobs(sm), every)):
             print(json.dumps(result), flush=True)
 
 
@@ -204,4 +226,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--signatures"]:
         signatures()
     else:
-        main([int(sm) for sm in sys.argv[1:]])
+        main(*map(int, sys.argv[1:]))

@@ -197,6 +197,7 @@ def test_the_grid_of_a_gpu_has_stacks_and_packed_sequences(monkeypatch: pytest.M
     assert all(BACKENDS["aten"].supports(c.case.spec(c.mode, c.dtype, "cuda")) is None for c in calls)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_gpu_kernels_are_measured_in_the_same_way(

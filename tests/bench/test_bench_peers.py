@@ -76,6 +76,7 @@ def test_some_row_is_for_it(name: str) -> None:
     assert any(PEERS[name].supports(*row) is None for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", QUICK)
 def test_numbers(name: str, device: str) -> None:

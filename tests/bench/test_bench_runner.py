@@ -72,6 +72,7 @@ def measure(
         return run.measure(call)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "amp"])
 @pytest.mark.parametrize(
@@ -306,6 +307,8 @@ def test_what_a_killed_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(load(path).rows) == 1 and load(path).notes == ["unfinished: 1 of 2 rows"]
 
 
+@pytest.mark.slow
+@pytest.mark.serial
 def test_the_command_finds_a_slow_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     path = tmp_path / "results.json"
     assert run_command("--json", str(path)) == 0
@@ -320,6 +323,7 @@ def test_the_command_finds_a_slow_down(tmp_path: Path, monkeypatch: pytest.Monke
     assert "1 of 1 rows became slower" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_fails_where_a_result_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -356,6 +360,7 @@ def test_misuse_is_a_sentence(arguments: list[str], sentence: str, capsys: Any) 
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     run = subprocess.Popen(
@@ -378,6 +383,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     assert len(found.rows) == 1 and found.notes[0] == "interrupted after 1 of 6 rows"
 
 
+@pytest.mark.serial
 def test_other_work_on_the_machine_is_seen(tmp_path: Path) -> None:
     spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:

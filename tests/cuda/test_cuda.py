@@ -69,6 +69,7 @@ def _host_library() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("compute_type", DTYPES)
 @pytest.mark.parametrize("algorithm", emulator.ALGORITHMS)
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -98,6 +99,7 @@ def test_other_plans_of_an_algorithm(algorithm: str, nth: int) -> None:
         check_case(Case(T=4, B=9, I=5, H=150, bidirectional=True, kind="lengths"), "cuda", torch.bfloat16)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])
 @pytest.mark.parametrize("nth", range(6))
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def flushes(T: int, B: int, I: int, H: int, training: bool) -> bool:
 FLUSHED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_cpu_engines import SIZES, flushes, uses
+from test_cpu_microkernels import SIZES, flushes, uses
 import torch
 print([flushes(*size, training) for size in SIZES for training in (False, True)])
 print(uses())

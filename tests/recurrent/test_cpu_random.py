@@ -20,7 +20,7 @@ from helpers import (
     results,
     stored_shapes,
 )
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from cnnlstm_fast import _native
@@ -89,18 +89,11 @@ def compute(call: Call, data: Data, training: bool) -> dict[str, torch.Tensor]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.slow
+@pytest.mark.drawn
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 # PyTorch's own kernels warn of what they do not do fast.
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
-@settings(
-    deadline=None,
-    derandomize=False,
-    database=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 @given(call=calls())
 def test_drawn_call(call: Call, dtype: torch.dtype, training: bool) -> None:
     def draw(k: int) -> Iterator[Result]:

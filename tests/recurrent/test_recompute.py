@@ -182,6 +182,7 @@ def test_the_dropout_mask_is_kept(backend: str) -> None:
     assert saved(lambda: layer(x, states), [x, *states, *layer.parameters()]) == 4 * 2 * 5 * 3 * 8
 
 
+@pytest.mark.sampled(3)
 @glibc
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

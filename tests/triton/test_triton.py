@@ -46,6 +46,7 @@ def _nan_memory():
         yield
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("algorithm", PLANS)
@@ -67,6 +68,7 @@ def test_every_algorithm(
     check_case(case, "triton", DTYPES[dtype], device)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("algorithm", PLANS)
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)

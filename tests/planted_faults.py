@@ -1,0 +1,285 @@
+"""Plants one fault at a time in a copy of this checkout, and lets the fast tests find it.
+
+    python tests/planted_faults.py [TEXT ...]    only the faults whose names contain one of these
+
+A fault is a line of code made wrong. The copy is built again where that takes it, and the tests named beside the fault
+run as `make test` runs them; the first that fails has found it. Exit status 1: a fault was not found. Use it after a
+change of the tests or of what they cover; all faults take about half an hour on two cores. A fault whose line is no
+longer in the code is an error: give it the line that took its place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Fault(NamedTuple):
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str  # arguments of pytest
+    nth: int = 0  # which of the places where the right line is
+
+
+BACKENDS = "tests/recurrent/test_backends.py"
+CUDA = "tests/cuda/test_cuda.py"
+TRITON = "tests/triton/test_triton.py tests/triton/test_triton_barrier.py"
+PREPACKED = "tests/recurrent/test_prepacked.py"
+INT8 = "tests/recurrent/test_int8.py tests/recurrent/test_prepacked.py"
+
+FAULTS = [
+    # a wrong sign in each kernel
+    Fault(
+        "cpu forward: sign",
+        "csrc/cpu/forward.h",
+        "fma(f, load(state), i * g)",
+        "fma(f, load(state), -i * g)",
+        BACKENDS,
+    ),
+    Fault(
+        "cpu backward: sign",
+        "csrc/cpu/backward.h",
+        "grad_c * i * (1.0f - g * g)",
+        "grad_c * i * (1.0f + g * g)",
+        BACKENDS,
+    ),
+    Fault("cpu int8: sign", "csrc/cpu/quantize.h", "(vf)(sum * -128)", "(vf)(sum * 128)", INT8),
+    Fault(
+        "cuda forward: sign",
+        "csrc/cuda/cell.cuh",
+        "now.f * c_prev + now.i * now.g",
+        "now.f * c_prev - now.i * now.g",
+        CUDA,
+    ),
+    Fault(
+        "cuda backward: sign",
+        "csrc/cuda/cell.cuh",
+        "dc * i * (1.0f - g * g)",
+        "dc * i * (1.0f + g * g)",
+        CUDA,
+    ),
+    Fault("cuda per step: sign", "csrc/cuda/elementwise.cuh", "{b.x + x.x, b.y", "{b.x - x.x, b.y", CUDA),
+    Fault(
+        "triton forward: sign", "kernels/cell.py", "c = f * c_prev + i * g", "c = f * c_prev - i * g", TRITON
+    ),
+    Fault(
+        "triton backward: sign", "kernels/cell.py", "dc * i * (1.0 - g * g)", "dc * i * (1.0 + g * g)", TRITON
+    ),
+    Fault(
+        "triton projection: gradient",
+        "kernels/projected.py",
+        "matmul(part.t(), m[",
+        "-matmul(part.t(), m[",
+        TRITON,
+    ),
+    Fault(
+        "reference: sign",
+        "cnnlstm_fast/recurrent/reference.py",
+        "torch.sigmoid(f) * c +",
+        "torch.sigmoid(f) * c -",
+        "tests/recurrent/test_reference.py",
+    ),
+    # a barrier, a wait or an index left out
+    Fault(
+        "cpu forward: no barrier in a step",
+        "csrc/cpu/thread_partition.h",
+        "if (!split_rows) barrier->wait(size);",
+        "",
+        f"{BACKENDS} tests/recurrent/test_cpu_random.py tests/recurrent/test_threads.py",
+    ),
+    Fault(
+        "cpu backward: no barrier at the end",
+        "csrc/cpu/backward.h",
+        "  partition.wait();\n",
+        "",
+        f"{BACKENDS} tests/recurrent/test_cpu_random.py tests/recurrent/test_threads.py",
+        1,
+    ),
+    Fault(
+        "cuda forward: no barrier",
+        "csrc/cuda/forward.cuh",
+        "        device::block_barrier();\n        if (owner) {",
+        "        if (owner) {",
+        CUDA,
+    ),
+    Fault(
+        "cuda backward: no barrier", "csrc/cuda/backward.cuh", "      device::block_barrier();\n", "", CUDA
+    ),
+    Fault(
+        "cuda streaming: no barrier",
+        "csrc/cuda/streamed.cuh",
+        "      device::block_barrier();\n      const char*",
+        "      const char*",
+        CUDA,
+    ),
+    Fault(
+        "triton forward: waits for too few",
+        "kernels/forward.py",
+        "(s - s_begin) * tl.num_programs(0)",
+        "(s - s_begin - 1) * tl.num_programs(0)",
+        TRITON,
+    ),
+    Fault(
+        "triton backward: waits for too few",
+        "kernels/backward.py",
+        "(n - n_begin) * tl.num_programs(0)",
+        "(n - n_begin - 1) * tl.num_programs(0)",
+        TRITON,
+    ),
+    Fault(
+        "triton forward, streaming: waits for too few",
+        "kernels/forward_streamed.py",
+        "(s - s_begin) * blocks",
+        "(s - s_begin - 1) * blocks",
+        TRITON,
+    ),
+    Fault(
+        "triton backward, streaming: waits for too few",
+        "kernels/backward_streamed.py",
+        "(n - n_begin) * blocks",
+        "(n - n_begin - 1) * blocks",
+        TRITON,
+    ),
+    # what is kept from call to call
+    Fault(
+        "prepacked weights: the version is no part of the key",
+        "csrc/torch/cpu/prepacked.cpp",
+        "found->second.version != version_of(weight)",
+        "false",
+        INT8,
+    ),
+    Fault(
+        "prepacked weights: the contents are not compared",
+        "csrc/torch/cpu/prepacked.cpp",
+        "if (packed.defined() && spans[k].fingerprint == packed_fingerprints[k]) continue;",
+        "if (packed.defined()) continue;",
+        PREPACKED,
+    ),
+    Fault(
+        "prepacked weights: late chunks are not read",
+        "csrc/cpu/prepack.h",
+        "const int64_t period = k == 0 ? 1 : span.sampling_period;",
+        "const int64_t period = 1;\n            if (k > 2) continue;",
+        PREPACKED,
+    ),
+    Fault(
+        "cached choice: grad is no part of the key",
+        "cnnlstm_fast/recurrent/functional.py",
+        "        all_cells,\n        grad,\n        tracing,",
+        "        all_cells,\n        False,\n        tracing,",
+        "tests/recurrent/test_functional.py tests/recurrent/test_modules.py tests/recurrent/test_dispatch.py",
+    ),
+    Fault(
+        "cached choice: the dtype is no part of the key",
+        "cnnlstm_fast/recurrent/canonical.py",
+        "return tensor.shape, tensor.dtype, tensor.device",
+        "return tensor.shape, torch.float32, tensor.device",
+        "tests/recurrent/test_functional.py tests/recurrent/test_canonical.py tests/recurrent/test_dispatch.py",
+    ),
+    Fault(
+        "threads: a new Python thread's number is not asked for",
+        "csrc/torch/ops.cpp",
+        "  at::internal::lazy_init_num_threads();\n",
+        "",
+        "tests/recurrent/test_threads.py",
+    ),
+    Fault(
+        "pickles name the files' modules",
+        "cnnlstm_fast/__init__.py",
+        ".__module__ = __name__",
+        ".__doc__ = None",
+        "tests/recurrent/test_pickles.py",
+    ),
+]
+
+
+def planted(text: str, fault: Fault) -> str:
+    places = [match.start() for match in re.finditer(re.escape(fault.right), text)]
+    if len(places) <= fault.nth:
+        raise SystemExit(f"{fault.name}: {fault.file} no longer holds {fault.right!r}")
+    at = places[fault.nth]
+    return text[:at] + fault.wrong + text[at + len(fault.right) :]
+
+
+def build(copy: Path, fault: Fault) -> None:
+    if not fault.file.startswith("csrc/"):
+        return
+    targets = ["build_emulator"] if fault.file.startswith("csrc/cuda/") else ["build_native", "--inplace"]
+    # The emulator's CUDA kernels and the CPU's are separate libraries: the CUDA part itself need not be compiled.
+    environment = os.environ | {"CNNLSTM_NATIVE": "1", "CNNLSTM_CUDA": "0"}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", *targets],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(
+            f"{fault.name}: the copy does not compile:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+
+
+def find(copy: Path, fault: Fault) -> str | None:
+    """The first test that fails, or None."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "2",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run([*command, *fault.tests.split()], cwd=copy, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    if done.returncode not in (1, 2) or failed is None:
+        raise SystemExit(
+            f"{fault.name}: pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return failed[1]
+
+
+def main(wanted: list[str]) -> int:
+    chosen = [fault for fault in FAULTS if not wanted or any(text in fault.name for text in wanted)]
+    lost = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".git", ".venv", "build", "results", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        shutil.copytree(ROOT / "build" / "emulator", copy / "build" / "emulator")
+        os.environ.update(CCACHE_BASEDIR=str(copy), CCACHE_NOHASHDIR="1")
+        for fault in chosen:
+            start = time.monotonic()
+            path = copy / fault.file
+            text = path.read_text()
+            path.write_text(planted(text, fault))
+            build(copy, fault)
+            found = find(copy, fault)
+            path.write_text(text)
+            build(copy, fault)
+            lost += found is None
+            print(f"{fault.name}: {found or 'NOT FOUND'} ({time.monotonic() - start:.0f} s)", flush=True)
+    print(f"{len(chosen) - lost} of {len(chosen)} faults found")
+    return int(lost > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
