@@ -265,6 +265,8 @@ def main(wanted: list[str]) -> int:
         ignored = shutil.ignore_patterns(".git", ".venv", "build", "results", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, copy, ignore=ignored)
         shutil.copytree(ROOT / "build" / "emulator", copy / "build" / "emulator")
+        # An editable installation knows where this checkout's kernels lie; the copy's own are nearer as submodules.
+        (copy / "cnnlstm_fast" / "kernels").symlink_to(copy / "kernels")
         os.environ.update(CCACHE_BASEDIR=str(copy), CCACHE_NOHASHDIR="1")
         for fault in chosen:
             start = time.monotonic()

@@ -37,7 +37,7 @@ SETTINGS = (
 # Some defaults cannot be set again, so that each setting comes first in a process of its own, all others after it.
 READ = """
 import os, sys, torch
-from cnnlstm_fast.precision import allows_tf32
+from cnnlstm_fast.recurrent.precision import allows_tf32
 settings = sys.argv[1:]
 for first in settings:
     if os.fork() == 0:
