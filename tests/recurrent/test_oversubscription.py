@@ -98,14 +98,6 @@ linux = pytest.mark.skipif(
 )
 
 
-def check_calls_ran_alone(found: list[Measured]) -> None:
-    """In the first shape two threads meet after every step: where a core is missing, soon none but the caller runs.
-    Other work on the machine makes that only likelier. In the second they meet at the end alone, and may go on."""
-    first, second = found
-    assert first.others < 0.5, f"other threads took {first.others:.2f} of the caller's time"
-    assert first.threads == second.threads == 2
-
-
 @pytest.mark.slow
 @pytest.mark.serial
 @linux
@@ -116,7 +108,6 @@ def test_two_processes_on_the_same_cores_do_not_collapse() -> None:
         pytest.skip("needs two cores")
     (before,), together = measure(1), measure(2)
     for found in together:
-        check_calls_ran_alone(found)
         for now, alone in zip(found, before, strict=True):
             assert now.seconds < 4 * alone.seconds
 
@@ -125,8 +116,11 @@ def test_two_processes_on_the_same_cores_do_not_collapse() -> None:
 @pytest.mark.serial
 @linux
 def test_calls_on_two_threads_run_alone_on_one_core() -> None:
-    (found,) = measure(1, cores=1)
-    check_calls_ran_alone(found)
+    """In the first shape two threads meet after every step: soon none but the caller runs. Other work on the machine
+    makes that only likelier. In the second they meet at the end alone, and may go on."""
+    ((first, second),) = measure(1, cores=1)
+    assert first.others < 0.4, f"other threads took {first.others:.2f} of the caller's time"
+    assert first.threads == second.threads == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
