@@ -1,1 +1,1 @@
-"""The commands that measure the tables by which the package chooses."""
+"""The commands that measure the tables from which the package chooses backends and plans."""
