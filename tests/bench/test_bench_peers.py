@@ -130,7 +130,7 @@ def _supported(peer: Peer, device: str) -> Iterator[tuple[Case, str, str]]:
 
 
 def _python(script: str) -> str:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     run = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
