@@ -188,7 +188,7 @@ class TestNative:
         )
         assert "RuntimeError: CNNLSTM_CPU_ISA is 'mmx'" in done.stderr
 
-    def test_ceilings(self) -> None:
+    def test_roofline(self) -> None:
         module = _native._C
         assert module is not None
         # No more than that the numbers are of the right order and follow the caches: machines differ.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.calibrate import micro
-from bench.roofline.ceilings import Ceilings
+from bench.roofline.peaks import Roofline
 from cnnlstm_fast import _native
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ class Native:
 def test_every_cost_is_measured() -> None:
     assert _native._C is not None
     gpu = {"multiprocessors": 132, "largest_cluster": 8}
-    found = micro.costs(Native(), gpu, Ceilings(gemm_bf16=9e14), issue=5000.0)
+    found = micro.costs(Native(), gpu, Roofline(gemm_bf16=9e14), issue=5000.0)
     names = list(_native._C.gpu_costs("", 90))
     assert sorted(found) == sorted(names)
     assert [found[f"send_{blocks}"] for blocks in micro.CLUSTERS] == pytest.approx([100, 100, 100, 0])
@@ -73,7 +73,7 @@ def test_costs_of_this_gpu() -> None:
     native = _native._C
     assert native is not None
     gpu = native.cuda_gpu(0)
-    found = micro.costs(native, gpu, Ceilings(gemm_f32=5e13, gemm_bf16=8e14), micro.issue_time())
+    found = micro.costs(native, gpu, Roofline(gemm_f32=5e13, gemm_bf16=8e14), micro.issue_time())
     assert all(
         cost > 0
         for name, cost in found.items()

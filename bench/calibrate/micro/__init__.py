@@ -11,7 +11,7 @@ import torch
 
 from cnnlstm_fast import _native
 
-from ...roofline.ceilings import Ceilings
+from ...roofline.peaks import Roofline
 
 CLUSTERS = (2, 4, 8, 16)
 COMPUTE_TYPES = {"piece_float32": 0, "piece_tf32": 1, "piece_16": 2}  # values of CnnlstmComputeType
@@ -19,13 +19,13 @@ COMPUTE_TYPES = {"piece_float32": 0, "piece_tf32": 1, "piece_16": 2}  # values o
 SMALL, LARGE = 1, 8
 
 
-def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings, issue: float) -> dict[str, float]:
+def costs(native: Any, gpu: dict[str, Any], roofline: Roofline, issue: float) -> dict[str, float]:
     """All of CnnlstmCosts (defined in csrc/cuda/plan.h) of the current GPU.
 
     Args:
         native: the module ``_C``.
         gpu: the facts of the GPU, as ``_C.cuda_gpu`` gives them.
-        ceilings: measured on it, for the rates of a library's products.
+        roofline: measured on it, for the rates of a library's products.
         issue: see :func:`issue_time`.
     """
     barrier = native.cuda_block_barrier(threads=512)
@@ -52,8 +52,8 @@ def costs(native: Any, gpu: dict[str, Any], ceilings: Ceilings, issue: float) ->
         "l2_sm": native.micro_l2(1),
         "l2": native.micro_l2(multiprocessors),
         "memory": native.cuda_copy_bandwidth(),
-        "gemm_16": 1e-9 * ceilings.gemm_bf16,
-        "gemm_float32": 1e-9 * ceilings.gemm_f32,
+        "gemm_16": 1e-9 * roofline.gemm_bf16,
+        "gemm_float32": 1e-9 * roofline.gemm_f32,
         "launch": native.micro_launch(),
         "issue": issue,
     }

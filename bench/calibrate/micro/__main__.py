@@ -16,7 +16,7 @@ from cnnlstm_fast import _native
 
 from ...measure import environment
 from ...report.record import write_whole
-from ...roofline import ceilings
+from ...roofline import peaks
 from . import costs, issue_time, missing, row, sweeps
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     native = _native._C
     assert native is not None
     name, gpu = native.cuda_devices()[0]["name"], native.cuda_gpu(0)
-    found = costs(native, gpu, ceilings.measure("cuda:0"), issue_time())
+    found = costs(native, gpu, peaks.measure("cuda:0"), issue_time())
     # in the order of the table
     found = {cost: found[cost] for cost in gpu["costs"]}
     document = {
