@@ -96,6 +96,7 @@ def test_it_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(len(line) < 400 for line in path.read_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()], ids=["Ctrl-C", "death"])
 def test_what_was_measured_is_kept_and_not_measured_again(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -114,6 +115,7 @@ def test_what_was_measured_is_kept_and_not_measured_again(
     assert run(path) == 0 and "0 of 6 calls to measure" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_disturbed_calls_are_measured_anew(tmp_path: Path, measured_calls: list[Call], capsys: Any) -> None:
     path = tmp_path / "table.json"
     assert run(path) == 0
@@ -126,6 +128,7 @@ def test_disturbed_calls_are_measured_anew(tmp_path: Path, measured_calls: list[
     assert points(path) == 6 and "Other work" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_circumstances_begin_a_kind_anew_and_leave_the_others(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "table.json"
     assert run(path) == 0
