@@ -29,7 +29,7 @@ from .process import WorkerFailed, WorkerProcess
 from .worker import LONG_CALL
 
 LEAST_ROUNDS, LEAST_LONG_ROUNDS, MOST_ROUNDS = 8, 5, 60
-TWINS = 2
+PROCESSES = 2
 """Processes of each candidate, which alternate from round to round. The time of the same call differs by up to 5 %
 between processes, since their memory and stacks have other addresses; two of them bring this scatter into the
 interval. A long call has one process: it differs less, and two would hold its data twice."""
@@ -93,7 +93,7 @@ class Runner:
     def _measure(self, call: Call) -> Row:
         # before any candidate holds memory: float64 takes twice as much as a candidate
         exact = self._exact(call) if self.plan.check_accuracy else {}
-        twins: dict[str, int] = {}
+        processes: dict[str, int] = {}
         found: dict[str, Measurement] = {}
         results: dict[str, Path] = {}
         slowest = 0.0
@@ -110,9 +110,9 @@ class Runner:
                 try:
                     prepared = self._prepare(name, 0, call, path)
                     once = peer.slow_setup or prepared["call_s"] >= LONG_CALL
-                    twins[name] = 1 if once else TWINS
-                    for twin in range(1, twins[name]):
-                        self._prepare(name, twin, call, None)
+                    processes[name] = 1 if once else PROCESSES
+                    for process in range(1, processes[name]):
+                        self._prepare(name, process, call, None)
                 except WorkerFailed as error:
                     found[name] = replace(measurement, status="error", reason=str(error))
                     continue
@@ -121,7 +121,7 @@ class Runner:
                 if path is not None:
                     results[name] = path
         found |= self._checked(call, exact, {name: found[name] for name in results}, results)
-        timed = {name: twins[name] for name, m in found.items() if m.status == "measured"}
+        timed = {name: processes[name] for name, m in found.items() if m.status == "measured"}
         times, others = self._rounds(timed, slowest)
         for name, rounds in times.items():
             if isinstance(rounds, str):
@@ -134,13 +134,13 @@ class Runner:
     def _process(self, name: str) -> Worker:
         return WorkerProcess(name, self.plan.threads, Path(self._folder.name) / f"{name}.log")
 
-    def _worker(self, name: str, twin: int) -> Worker:
-        if (name, twin) not in self._workers:
-            self._workers[name, twin] = self._launch(name)
-        return self._workers[name, twin]
+    def _worker(self, name: str, process: int) -> Worker:
+        if (name, process) not in self._workers:
+            self._workers[name, process] = self._launch(name)
+        return self._workers[name, process]
 
-    def _prepare(self, name: str, twin: int, call: Call, path: Path | None) -> dict[str, Any]:
-        return self._worker(name, twin).request(
+    def _prepare(self, name: str, process: int, call: Call, path: Path | None) -> dict[str, Any]:
+        return self._worker(name, process).request(
             SETUP_LIMIT,
             do="prepare",
             case=asdict(call.case),
@@ -202,35 +202,35 @@ class Runner:
         return {what: result.cpu() for what, result in found.items()}
 
     def _rounds(
-        self, twins: Mapping[str, int], slowest: float
+        self, processes: Mapping[str, int], slowest: float
     ) -> tuple[dict[str, list[list[float]] | str], float | None]:
         """Per candidate the times of all its calls, round by round, or the message with which it failed; and how many
         cores other processes used meanwhile.
 
         Args:
-            twins: the candidates, with the number of processes of each.
+            processes: the candidates, with the number of processes of each.
             slowest: seconds of the slowest candidate's call.
         """
-        times: dict[str, list[list[float]] | str] = {name: [] for name in twins}
+        times: dict[str, list[list[float]] | str] = {name: [] for name in processes}
         count = round(self.plan.seconds / max(TURN, slowest))
         start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
         own = 0.0
         least = LEAST_ROUNDS if slowest < LONG_CALL else LEAST_LONG_ROUNDS
         total = max(least, min(MOST_ROUNDS, count))
-        for number, order in zip(range(total), orders(twins), strict=False):
+        for number, order in zip(range(total), orders(processes), strict=False):
             for name in order:
                 rounds = times[name]
                 if isinstance(rounds, str):
                     continue
                 try:
-                    worker = self._worker(name, number % twins[name])
+                    worker = self._worker(name, number % processes[name])
                     answer = worker.request(SETUP_LIMIT, do="turn", seconds=TURN)
                 except WorkerFailed as error:
                     times[name] = str(error)
                 else:
                     rounds.append(answer["times"])
                     own += answer["cpu_s"]
-        if busy is None or not twins:
+        if busy is None or not processes:
             return times, None
         own += time.process_time() - used
         return times, max(0.0, machine.busy_seconds() - busy - own) / (time.perf_counter() - start)

@@ -148,13 +148,13 @@ def test_all_fails_where_the_oracle_and_pytorch_disagree(monkeypatch: pytest.Mon
 
 def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    twins: dict[str, list[int]] = {}
+    processes: dict[str, list[int]] = {}
 
     class Noted(Inline):
         def request(self, seconds: float, /, **request: Any) -> dict[str, Any]:
             if request["do"] == "turn":
                 order.append(self.worker.peer.name)
-                twins.setdefault(self.worker.peer.name, []).append(id(self))
+                processes.setdefault(self.worker.peer.name, []).append(id(self))
             return super().request(seconds, **request)
 
     names = (OURS, PYTORCH, f"{OURS}:reference")
@@ -162,7 +162,7 @@ def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
         run.measure(Call(SMALL, "inference", "f32"))
     rounds = [order[k : k + 3] for k in range(0, len(order), 3)]
     assert len(rounds) >= 8 and all(set(names) == set(r) for r in rounds)
-    for seen in twins.values():
+    for seen in processes.values():
         assert seen[0] != seen[1] and seen[:2] * (len(seen) // 2) == seen, "its processes alternate"
     assert len({tuple(r) for r in rounds}) > 1
 

@@ -1,6 +1,6 @@
 """NaN and infinity come out of the CPU kernels where they come out of nn.LSTM, and nowhere else.
 
-The judge is nn.LSTM in float64, the plain formula: oneDNN, which computes its float32 and bfloat16, has no float64.
+The reference is nn.LSTM in float64, the plain formula: oneDNN, which computes its float32 and bfloat16, has no float64.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def data_of(calls: tuple[str, int], dtype: torch.dtype, H: int = H) -> Data:
     return data
 
 
-def judged(data: Data, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def got_and_exact(data: Data, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the CPU kernel finds, and nn.LSTM in float64: for lengths, of a packed sequence."""
     kind = "padded" if data.lengths is None else "packed"
     exact = replace(data, case=data.case._replace(kind=kind))
@@ -74,7 +74,7 @@ def place(data: Data, name: str, index: tuple[int, ...], value: float) -> None:
     data.leaves[data.names.index(name)][index] = value
 
 
-def keep_from_zero(data: Data) -> None:
+def hold_from_zero(data: Data) -> None:
     """Holds the unit FED on the side of its c0: i is closed, f and o are open. An infinite weight makes a jump of the
     sign of what it multiplies, and that of an h near zero is a matter of rounding."""
     c0 = data.leaves[data.names.index("c0")][0, :, FED]
@@ -87,7 +87,7 @@ def keep_from_zero(data: Data) -> None:
 def test_nan_appears_where_nn_lstm_has_it(where: str, calls: tuple[str, int], dtype: torch.dtype) -> None:
     data = data_of(calls, dtype)
     place(data, *PLACES[where], NAN)
-    for name, (got, want) in both(*judged(data, dtype)):
+    for name, (got, want) in both(*got_and_exact(data, dtype)):
         assert torch.equal(got.isnan(), want.isnan()), name
 
 
@@ -98,10 +98,10 @@ def test_infinity_saturates_as_in_nn_lstm(
 ) -> None:
     """A gradient that is 0 * inf = NaN there may be infinite here: sigmoid ends at 1.6e-38, not at 0."""
     data = data_of(calls, dtype)
-    keep_from_zero(data)
+    hold_from_zero(data)
     place(data, *PLACES[where], sign * INF)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    for name, (got, want) in both(*judged(data, dtype)):
+    for name, (got, want) in both(*got_and_exact(data, dtype)):
         if name.startswith("gradient"):
             assert torch.equal(got.isfinite(), want.isfinite()), name
         else:
@@ -116,7 +116,7 @@ def test_infinity_leaves_odd_sizes_alone(
     """bfloat16 products read what lies beyond the last unit, too."""
     data = data_of(calls, dtype, H)
     place(data, name, (0, 1, 0), INF)
-    got, want = judged(data, dtype)
+    got, want = got_and_exact(data, dtype)
     for name in ("output", "h_n", "c_n"):
         assert torch.equal(got[name].isfinite(), want[name].isfinite()), name
 

@@ -58,49 +58,49 @@ def layer(request: pytest.FixtureRequest) -> nn.Module:
     }[request.param]()
 
 
-def equal_twin(layer: nn.Module, twin: nn.Module) -> None:
+def check_equal_copy(layer: nn.Module, copied: nn.Module) -> None:
     x = torch.randn(5, 3, 4)
-    assert twin is not layer and type(twin) is type(layer) and twin.__class__ is layer.__class__
-    assert twin.weight_ih_l0 is not layer.weight_ih_l0
-    assert getattr(twin, "label", None) == getattr(layer, "label", None)
-    assert twin.backend == layer.backend
-    torch.testing.assert_close(layer(x), twin(x), rtol=0, atol=0)
+    assert copied is not layer and type(copied) is type(layer) and copied.__class__ is layer.__class__
+    assert copied.weight_ih_l0 is not layer.weight_ih_l0
+    assert getattr(copied, "label", None) == getattr(layer, "label", None)
+    assert copied.backend == layer.backend
+    torch.testing.assert_close(layer(x), copied(x), rtol=0, atol=0)
     with torch.no_grad():
-        twin.weight_ih_l0.add_(1.0)
-    first = [out if isinstance(out, Tensor) else out[0] for out in (layer(x), twin(x))]
+        copied.weight_ih_l0.add_(1.0)
+    first = [out if isinstance(out, Tensor) else out[0] for out in (layer(x), copied(x))]
     assert not torch.equal(*first)
 
 
 def test_deepcopy(layer: nn.Module) -> None:
     layer(torch.randn(5, 3, 4))
-    equal_twin(layer, copy.deepcopy(layer))
+    check_equal_copy(layer, copy.deepcopy(layer))
 
 
 def test_shallow_copy(layer: nn.Module) -> None:
-    twin = copy.copy(layer)
-    assert twin.weight_ih_l0 is layer.weight_ih_l0 and type(twin) is type(layer)
+    copied = copy.copy(layer)
+    assert copied.weight_ih_l0 is layer.weight_ih_l0 and type(copied) is type(layer)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle(layer: nn.Module, protocol: int) -> None:
-    equal_twin(layer, pickle.loads(pickle.dumps(layer, protocol)))
+    check_equal_copy(layer, pickle.loads(pickle.dumps(layer, protocol)))
 
 
 def test_torch_save_whole(layer: nn.Module) -> None:
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
-    equal_twin(layer, torch.load(file, weights_only=False))
+    check_equal_copy(layer, torch.load(file, weights_only=False))
 
 
 def test_torch_save_state_dict(layer: nn.Module) -> None:
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
-    twin = copy.deepcopy(layer)
-    nn.init.zeros_(twin.weight_hh_l0)
-    twin.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    equal_twin(layer, twin)
+    copied = copy.deepcopy(layer)
+    nn.init.zeros_(copied.weight_hh_l0)
+    copied.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    check_equal_copy(layer, copied)
 
 
 def test_an_old_pickle_of_nn_lstm_loads_and_is_optimized() -> None:

@@ -27,10 +27,10 @@ def _layer(
 def _check(layer: cnnlstm_fast.LSTM, T: int = 8, B: int = 2) -> None:
     """The layer computes with the weights that it has now. From 6 steps on they are packed."""
     x = torch.randn(T, B, layer.input_size, dtype=layer.weight_ih_l0.dtype)
-    twin = nn.LSTM(layer.input_size, layer.hidden_size, layer.num_layers, dtype=torch.float64)
-    twin.load_state_dict(layer.state_dict())
+    exact = nn.LSTM(layer.input_size, layer.hidden_size, layer.num_layers, dtype=torch.float64)
+    exact.load_state_dict(layer.state_dict())
     with torch.no_grad():
-        got, want = layer(x)[0], twin(x.double())[0]
+        got, want = layer(x)[0], exact(x.double())[0]
     tolerance = 2e-6 if x.dtype == torch.float32 else 1e-2
     error = (got.double() - want).norm() / want.norm()
     assert error < tolerance, f"the weights before the edit were used: error {error:.1e}"
