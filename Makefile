@@ -21,14 +21,14 @@ demo: $(STAMPS)/demo $(STAMPS)/native
 
 test: $(STAMPS)/test $(STAMPS)/native $(STAMPS)/emulator
 	@failed=0; \
-	$(PYTEST) -n 2 -m "not slow and not serial" || failed=1; \
+	$(PYTEST) -n 2 --dist worksteal -m "not slow and not serial" || failed=1; \
 	$(PYTEST) -m "serial and not slow" || failed=1; \
 	exit $$failed
 
 # What `test` leaves out, and more draws of what is drawn at random.
 test-slow: $(STAMPS)/test $(STAMPS)/native $(STAMPS)/emulator
 	@failed=0; \
-	$(PYTEST) -n 2 --hypothesis-profile=slow -m "(slow or drawn) and not serial" || failed=1; \
+	$(PYTEST) -n 2 --dist worksteal --hypothesis-profile=slow -m "(slow or drawn) and not serial" || failed=1; \
 	$(PYTEST) --hypothesis-profile=slow -m "(slow or drawn) and serial" || failed=1; \
 	exit $$failed
 

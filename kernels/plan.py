@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import triton
 
 from ..recurrent.backends.measured import Gpu
+
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 class Device(NamedTuple):
@@ -117,8 +120,21 @@ def candidates(device: Device, H: int, B: int, D: int, factor_bytes: int) -> lis
         if math.prod(made.items(H, B, D)) <= device.processors and fits:
             found.append(made)
     streamed = [Plan("streaming", *tile, 8, 8) for tile in tiles(H)]
+    found, streamed = (
+        [made for made in plans if not spills(device, made, K, factor_bytes)] for plans in (found, streamed)
+    )
     streamed.sort(key=lambda plan: stream_reads(plan, device, H, B, D))
     return found + streamed[:2]
+
+
+def spills(device: Device, plan: Plan, K: int, factor_bytes: int) -> bool:
+    """Whether a plan within the bounds spills all the same: Triton 3.8 compiles some to more registers than 3.7."""
+    if TRITON < (3, 8):
+        return False
+    if plan.algorithm == "streaming":
+        return device.capability < 90 and factor_bytes == 4 and plan.block_h * plan.block_b > 32 * 32
+    many = 4 * plan.block_h * K * factor_bytes > 96 * KB or (factor_bytes == 8 and device.capability >= 100)
+    return device.capability >= 90 and plan.block_b == 8 and many
 
 
 def tiles(H: int) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ GPU = Device("A GPU that nobody has", 90, 132, 232448)
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(planning, "TRITON", (3, 7))
     for function in (planning.plan, planning.tuned):
         function.cache_clear()
     yield
@@ -59,6 +60,16 @@ def test_the_algorithm_by_size() -> None:
     assert algorithm(2047, 1) == streaming
     assert [algorithm(64, 8, factor_bytes) for factor_bytes in (2, 4, 8)] == [block, block, grid]
     assert [algorithm(128, 8, factor_bytes) for factor_bytes in (2, 4, 8)] == [block, grid, grid]
+
+
+def test_what_a_newer_triton_spills_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planning.candidates(GPU, 1024, 8, 1, 2)
+    monkeypatch.setattr(planning, "TRITON", (3, 8))
+    after = planning.candidates(GPU, 1024, 8, 1, 2)
+    assert (
+        [p for p in before if p not in after] == [p for p in before if p.algorithm == "persistent_grid"] != []
+    )
+    assert planning.candidates(GPU, 512, 8, 1, 2)[0].algorithm == "persistent_grid"
 
 
 def test_tiles_of_streamed_weights_grow_with_the_work() -> None:
