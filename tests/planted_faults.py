@@ -71,7 +71,11 @@ FAULTS = [
     ),
     Fault("cuda per step: sign", "csrc/cuda/elementwise.cuh", "{b.x + x.x, b.y", "{b.x - x.x, b.y", CUDA),
     Fault(
-        "triton forward: sign", "kernels/cell.py", "c = f * c_prev + i * g", "c = f * c_prev - i * g", TRITON
+        "triton forward: sign",
+        "kernels/cell.py",
+        "    c = f * c_prev + i * g\n    return",
+        "    c = f * c_prev - i * g\n    return",
+        TRITON,
     ),
     Fault(
         "triton backward: sign", "kernels/cell.py", "dc * i * (1.0 - g * g)", "dc * i * (1.0 + g * g)", TRITON
