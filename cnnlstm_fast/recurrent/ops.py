@@ -37,6 +37,7 @@ def _forward(*args: Any) -> Outputs:
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     *call, name = args
     backend = BACKENDS[name]
+    # one starred list a call, since mypy takes a list before another argument for too many of them
     if _is_missing(name):
         grad_cells, operands, bidirectional = call[3], call[4:12], call[16]
         backend = _substitute(name, *[*operands, bidirectional, True, grad_cells is not None])
