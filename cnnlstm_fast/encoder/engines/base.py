@@ -1,0 +1,53 @@
+"""Engine: what can run a region."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..region import Region
+
+Run = Callable[..., tuple[Tensor, ...]]
+"""Takes the region's inputs (any strides), returns its outputs: fresh tensors of any strides. Called without gradient;
+several threads may call it at once."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a region is to be run. ``threads``: at most so many; ``precision``: None for the dtype of the region's tensors,
+    "bf16" for products of bfloat16 with the same dtypes at the borders."""
+
+    threads: int
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One line of the table ``ENGINES``. ``build`` prepares a region and may raise any exception: its message is the
+    reason why the engine does not run the region. It copies what it needs of the weights, in a layout of its own."""
+
+    name: str
+    title: str
+    build: Callable[[Region, tuple[Tensor, ...], Options], Run]
+    supports: Callable[[Region, Options], str | None] = lambda region, options: None
+    """None, or why the engine cannot run the region."""
+    modules: tuple[str, ...] = ()
+    """The modules that it imports beyond PyTorch."""
+    pip: str = ""
+    """What pip calls them."""
+    device: str = "cpu"
+
+    def missing(self) -> str | None:
+        """None, or which package is missing."""
+        if all(importlib.util.find_spec(name) for name in self.modules):
+            return None
+        return f"not installed: pip install {self.pip}"
+
+
+def first_reason(*cases: tuple[Any, str]) -> str | None:
+    """The reason of the first case that holds."""
+    return next((reason for holds, reason in cases if holds), None)
