@@ -1,0 +1,342 @@
+"""Capture: a module's forward as one graph of ATen operators, by ``torch.export``, or the reason why not."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .region import TensorSpec
+
+aten = torch.ops.aten
+
+
+class CannotCaptureError(Exception):
+    """The module stays eager; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The graph of a call in inference mode.
+
+    ``graph`` has one placeholder for each tensor among the call's flattened arguments, ``get_attr`` nodes for the tensors
+    of the module (their targets: see ``weights``) and calls of operators that edit nothing. Its output is a tuple of the
+    tensors of the flattened result. Every node that is a tensor has its ``TensorSpec`` in ``meta["spec"]``.
+    """
+
+    graph: fx.Graph
+    weights: dict[str, str]
+    """The module's Parameters and buffers by their ``get_attr`` targets."""
+    constants: dict[str, Tensor]
+    """Tensors that forward creates from Python numbers, by their ``get_attr`` targets."""
+    arguments: pytree.TreeSpec
+    """The structure of (args, kwargs)."""
+    leaves: tuple[Any, ...]
+    """The flattened arguments: ``TENSOR`` for each tensor, any other value as it was."""
+    result: pytree.TreeSpec
+    """The structure of the result."""
+    results: tuple[Any, ...]
+    """The flattened result: ``TENSOR`` for each tensor, any other value as it was."""
+    conditions: tuple[str, ...]
+    """Python expressions over the sizes, such as "x0[2] % 8 == 0", in which x0 is the shape of the first tensor."""
+
+
+TENSOR = "<tensor>"
+
+
+class _Flat(nn.Module):
+    """The module as a function of its flattened arguments."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        leaves: tuple[Any, ...],
+        arguments: pytree.TreeSpec,
+        record: Callable[[tuple[Any, ...], pytree.TreeSpec], None],
+    ) -> None:
+        super().__init__()
+        self.m = module
+        self._leaves, self._arguments = leaves, arguments
+        self._record = record
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        args, kwargs = pytree.tree_unflatten(
+            [next(given) if leaf is TENSOR else leaf for leaf in self._leaves], self._arguments
+        )
+        found, spec = pytree.tree_flatten(self.m(*args, **kwargs))
+        kept = tuple(TENSOR if isinstance(v, Tensor) else v for v in found)
+        self._record(kept, spec)
+        return tuple(v for v in found if isinstance(v, Tensor))
+
+
+def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Tensor, ...], pytree.TreeSpec]:
+    """The flattened arguments with ``TENSOR`` in the place of each tensor, the tensors, and the structure."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    tensors = tuple(v for v in leaves if isinstance(v, Tensor))
+    return tuple(TENSOR if isinstance(v, Tensor) else v for v in leaves), tensors, spec
+
+
+def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+    """Captures the call ``module(*args, **kwargs)`` in inference mode, with every size that may vary left open.
+
+    Raises:
+        CannotCaptureError: why the module cannot be captured.
+    """
+    leaves, tensors, arguments = flatten(args, kwargs)
+    _check_arguments(leaves, tensors)
+    # by a function, since export restores the attributes of a module
+    found: list[tuple[tuple[Any, ...], pytree.TreeSpec]] = []
+    flat = _Flat(module, leaves, arguments, lambda kept, spec: found.append((kept, spec)))
+    program = _export(flat, tensors)
+    results, result = found[-1]
+    strange = next((v for v in results if not isinstance(v, (str, int, float, bool, type(None)))), None)
+    if strange is not None:
+        raise CannotCaptureError(f"it returns a {type(strange).__name__}, which no graph holds")
+    graph, weights, constants = _copy_graph(program, module)
+    _make_functional(graph)
+    _drop_unused(graph)
+    _check_nodes(graph)
+    shapes = [tuple(node.meta["spec"].shape) for node in graph.nodes if node.op == "placeholder"]
+    fixed = [
+        f"x{k}[{d}] == {size}" for k, shape in enumerate(shapes) for d, size in enumerate(shape) if isinstance(size, int)
+    ]
+    return Captured(
+        graph,
+        weights,
+        constants,
+        arguments,
+        leaves,
+        result,
+        results,
+        (*fixed, *_equal_sizes(shapes), *_conditions(program)),
+    )
+
+
+def _check_arguments(leaves: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> None:
+    if not tensors:
+        raise CannotCaptureError("it is called without a tensor")
+    for leaf in leaves:
+        if leaf is not TENSOR and not isinstance(leaf, (str, int, float, bool, type(None))):
+            raise CannotCaptureError(f"it takes a {type(leaf).__name__}")
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+            raise CannotCaptureError(f"it takes a {type(tensor).__name__} of layout {tensor.layout}")
+
+
+def _export(flat: _Flat, tensors: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    from torch.fx.experimental import _config as symbolic
+
+    auto = torch.export.Dim.AUTO
+    dims = (tuple({d: auto for d in range(t.dim())} for t in tensors),)
+    try:
+        # Without `backed_size_oblivious`, a size that is 1 in the example is taken for fixed.
+        with symbolic.patch(backed_size_oblivious=True), torch.no_grad(), _quiet():
+            return torch.export.export(flat, tensors, dynamic_shapes=dims, strict=False)
+    except Exception as error:  # whatever the user's code or export raises is the reason
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+        raise CannotCaptureError(f"torch.export: {type(error).__name__}: {lines[0][:200]}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the messages of torch.export, which explain its errors for its own users."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch._export", "torch.fx", "torch.export", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _copy_graph(
+    program: torch.export.ExportedProgram, module: nn.Module
+) -> tuple[fx.Graph, dict[str, str], dict[str, Tensor]]:
+    """The program's graph with ``get_attr`` nodes for what export lifted to placeholders."""
+    signature = program.graph_signature
+    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted_constants = signature.inputs_to_lifted_tensor_constants
+    weights: dict[str, str] = {}
+    constants: dict[str, Tensor] = {}
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        new: fx.Node
+        if node.op == "placeholder" and node.name in lifted:
+            name = f"weight_{len(weights)}"
+            weights[name] = lifted[node.name].removeprefix("m.")
+            new = graph.get_attr(name)
+        elif node.op == "placeholder" and node.name in lifted_constants:
+            name = f"constant_{len(constants)}"
+            constants[name] = program.constants[lifted_constants[node.name]].detach().clone()
+            new = graph.get_attr(name)
+        elif node.op == "output":
+            found = node.args[0]
+            new = graph.output(tuple(copied[n] for n in found))
+        elif node.op in ("placeholder", "call_function"):
+            new = graph.node_copy(node, lambda n: copied[n])
+        else:
+            raise CannotCaptureError(f"its graph has a {node.op} node, {node.target}")
+        copied[node] = new
+        value = node.meta.get("val")
+        new.meta = {"stack": _modules_of(node)}
+        if isinstance(value, Tensor):
+            new.meta["spec"] = TensorSpec(value.dtype, tuple(_size(s) for s in value.shape))
+            new.meta["device"] = value.device.type
+        elif isinstance(value, torch.SymInt):
+            new.meta["size"] = _size(value)
+        elif isinstance(value, (list, tuple)):
+            new.meta["several"] = True
+    return graph, weights, constants
+
+
+def _size(size: Any) -> int | str:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_number else str(expression)
+
+
+def _modules_of(node: fx.Node) -> tuple[str, ...]:
+    """The names of the modules inside which the operator was called, outermost first."""
+    found = node.meta.get("nn_module_stack") or {}
+    return tuple(
+        path.removeprefix("L['self'].").removeprefix("m.").removeprefix("m")
+        for path, _ in found.values()
+        if path not in ("", "m")
+    )
+
+
+# ---------------------------------------------------------------- operators that edit their argument
+
+
+def _writes(node: fx.Node) -> list[int]:
+    """The positions of the arguments that the operator edits."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    return [k for k, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the result may share memory with an argument."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.op == "call_function" and node.target is operator.getitem
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
+
+
+def _make_functional(graph: fx.Graph) -> None:
+    """Replaces operators that edit a tensor of the graph by those that return a new one, such as relu_ by relu.
+
+    Only where no other name of the same memory is used later: then every later use of the edited tensor is one of the
+    result.
+    """
+    order = {node: k for k, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        written = _writes(node) if node.op == "call_function" else []
+        if not written:
+            continue
+        edited = node.args[0]
+        packet = getattr(aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        overload = getattr(packet, node.target._overloadname, None) if packet is not None else None
+        if written != [0] or overload is None or not isinstance(edited, fx.Node):
+            raise CannotCaptureError(f"{node.target} edits a tensor in place")
+        if edited.op in ("placeholder", "get_attr"):
+            kind = "an argument" if edited.op == "placeholder" else "a buffer or Parameter"
+            raise CannotCaptureError(f"it edits {kind} in place ({node.target})")
+        views = [u for u in edited.users if u is not node and _is_view(u)]
+        if _is_view(edited) and _shares_later(edited, node, order):
+            raise CannotCaptureError(f"{node.target} edits a view of a tensor that is used again")
+        if any(order[u] > order[node] for view in views if order[view] < order[node] for u in view.users):
+            raise CannotCaptureError(f"{node.target} edits a tensor of which a view is used again")
+        node.target = overload
+        edited.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: order[user] > order[node])
+
+
+def _shares_later(view: fx.Node, edit: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether a tensor that the view may share memory with is used after the edit, other than through the view."""
+    base = view
+    while _is_view(base) and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+        if base.op in ("placeholder", "get_attr"):
+            return True
+        if any(order[u] > order[edit] or (_is_view(u) and u is not view) for u in base.users if u is not view):
+            return True
+    return False
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Erases what nothing uses, also checks of sizes, whose conditions are known."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("placeholder", "output") or node.users:
+            continue
+        graph.erase_node(node)
+
+
+def _check_nodes(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags:
+            raise CannotCaptureError(f"it draws random numbers ({node.target})")
+        if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
+            raise CannotCaptureError(f"sizes in it depend on data ({node.target})")
+        if not isinstance(node.target, torch._ops.OpOverload) and getattr(node.target, "__module__", "") not in (
+            "_operator",
+            "math",
+        ):
+            raise CannotCaptureError(f"its graph calls {node.target}")
+
+
+# ---------------------------------------------------------------- conditions on sizes
+
+
+def _equal_sizes(shapes: list[tuple[int | str, ...]]) -> Iterator[str]:
+    """Dimensions that have the same symbol are equal."""
+    seen: dict[str, str] = {}
+    for k, shape in enumerate(shapes):
+        for d, size in enumerate(shape):
+            if isinstance(size, str):
+                here = f"x{k}[{d}]"
+                if size in seen:
+                    yield f"{here} == {seen[size]}"
+                seen.setdefault(size, here)
+
+
+def _conditions(program: torch.export.ExportedProgram) -> list[str]:
+    """What export assumed of the sizes, over x0, x1, ..."""
+    found = [_TENSOR_SIZE.sub(r"x\1[\2]", text) for text in program._guards_code]
+    where = {
+        str(size): f"x{k}[{d}]"
+        for k, name in enumerate(program.graph_signature.user_inputs)
+        for node in program.graph.nodes
+        if node.name == name
+        for d, size in enumerate(node.meta["val"].shape)
+    }
+    for symbol, bounds in program.range_constraints.items():
+        if str(symbol) not in where:
+            continue
+        if bounds.lower > 1:
+            found.append(f"{where[str(symbol)]} >= {int(bounds.lower)}")
+        if bounds.upper.is_finite and bounds.upper < 2**31:
+            found.append(f"{where[str(symbol)]} <= {int(bounds.upper)}")
+    return found
+
+
+_TENSOR_SIZE = re.compile(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]")

@@ -1,0 +1,260 @@
+"""Cuts a captured graph at its LSTMs: the top graph with its LSTM calls, and the regions between them.
+
+The level of a node is the number of cuts (LSTMs, and operators that no engine should run) on the longest path to it. All
+nodes of a level are one region, so that no region waits for itself. What costs nothing in PyTorch (views, sizes, zeros)
+stays outside where it lies at the border: an LSTM takes any strides, while an engine may copy to permute.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .capture import Captured
+from .region import Region, TensorSpec
+
+aten = torch.ops.aten
+
+CHEAP = frozenset(
+    getattr(aten, name)
+    for name in (
+        "view _unsafe_view reshape flatten unflatten permute transpose t movedim unsqueeze squeeze expand expand_as select "
+        "slice narrow alias detach contiguous clone unbind split chunk split_with_sizes new_zeros zeros zeros_like new_ones "
+        "ones full new_full arange to _to_copy lift_fresh_copy lift_fresh"
+    ).split()
+    if hasattr(aten, name)
+)
+"""Operators that are left to PyTorch at the border of a region."""
+
+HEAVY = frozenset(
+    getattr(aten, name)
+    for name in (
+        "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm "
+        "batch_norm instance_norm layer_norm group_norm embedding embedding_bag max_pool1d max_pool2d max_pool3d avg_pool1d "
+        "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
+        "scaled_dot_product_attention einsum upsample_nearest2d upsample_bilinear2d"
+    ).split()
+    if hasattr(aten, name)
+)
+"""A region without any of these is left to PyTorch: nothing in it is worth a call of an engine."""
+
+
+@dataclass
+class Cut:
+    """The top graph, in which ``call_module`` nodes named ``region_K`` are calls of the regions, and each region's graph.
+
+    A region's call returns a tuple, whose items are taken by ``operator.getitem``.
+    """
+
+    top: fx.Graph
+    regions: list[fx.Graph] = field(default_factory=list)
+
+
+def is_lstm(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is torch.ops.cnnlstm_fast.lstm.default
+
+
+def _is_size(node: fx.Node) -> bool:
+    return "size" in node.meta or (node.op == "call_function" and node.target is aten.sym_size.int)
+
+
+def _packet(node: fx.Node) -> Any:
+    return getattr(node.target, "overloadpacket", None)
+
+
+def _is_cut(node: fx.Node) -> bool:
+    """Whether an engine must not see the operator: LSTMs, other recurrent layers, operators of other packages."""
+    if node.op != "call_function" or node.target is operator.getitem or _is_size(node):
+        return False
+    packet = _packet(node)
+    return getattr(node.target, "namespace", "") != "aten" or packet in (aten.gru, aten.lstm, aten.rnn_tanh, aten.rnn_relu)
+
+
+def cut(captured: Captured) -> Cut:
+    """Cuts the captured graph."""
+    graph = captured.graph
+    members = _members(graph)
+    result = Cut(fx.Graph())
+    top = result.top
+    new: dict[fx.Node, fx.Node] = {}
+    pending = {level: nodes for level, nodes in members.items()}
+    region_of = {node: level for level, nodes in members.items() for node in nodes}
+    order = {node: k for k, node in enumerate(graph.nodes)}
+
+    def place(node: fx.Node) -> fx.Node:
+        """The node in the top graph; places what it needs first."""
+        if node in new:
+            return new[node]
+        if node in region_of:
+            _place_region(region_of[node])
+            return new[node]
+        for needed in sorted(node.all_input_nodes, key=order.__getitem__):
+            place(needed)
+        new[node] = top.node_copy(node, lambda n: new[n])
+        if _packet(node) in (aten.view, aten._unsafe_view):
+            new[node].target = aten.reshape.default  # an engine's output may have other strides
+        return new[node]
+
+    def _place_region(level: int) -> None:
+        nodes = sorted(pending.pop(level), key=order.__getitem__)
+        extracted, inputs, outputs = _extract(nodes, order)
+        given = tuple(place(n) for n in inputs)
+        call = top.call_module(f"region_{len(result.regions)}", given)
+        result.regions.append(extracted)
+        for k, node in enumerate(outputs):
+            new[node] = top.call_function(operator.getitem, (call, k))
+            new[node].meta = dict(node.meta)
+
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            place(node)
+    for node in graph.nodes:
+        if node.op == "output":
+            place(node)
+    return result
+
+
+def _members(graph: fx.Graph) -> dict[int, set[fx.Node]]:
+    """The nodes of each region, by level."""
+    level: dict[fx.Node, int] = {}
+    members: dict[int, set[fx.Node]] = {}
+    for node in graph.nodes:
+        level[node] = max((level[n] + _is_cut(n) for n in node.all_input_nodes), default=0)
+        if node.op == "call_function" and not _is_cut(node) and not _is_size(node) and not _after_cut_item(node):
+            members.setdefault(level[node], set()).add(node)
+    for k in list(members):
+        _trim(members[k])
+        if not any(_packet(node) in HEAVY for node in members[k]):
+            del members[k]
+    return members
+
+
+def _after_cut_item(node: fx.Node) -> bool:
+    """Whether the node takes an item of what an operator outside of any region returns."""
+    return node.target is operator.getitem and _is_cut(node.args[0])  # type: ignore[arg-type]
+
+
+def _trim(nodes: set[fx.Node]) -> None:
+    """Leaves out cheap operators at the region's border."""
+    changed = True
+    while changed:
+        changed = False
+        for node in list(nodes):
+            if node.target is operator.getitem:
+                cheap = _packet(node.args[0]) in CHEAP  # type: ignore[arg-type]
+            else:
+                cheap = _packet(node) in CHEAP
+            first = not any(n in nodes for n in node.all_input_nodes)
+            last = not any(n in nodes for n in node.users)
+            if cheap and (first or last):
+                whole = {node} | ({u for u in node.users if u.target is operator.getitem} if "several" in node.meta else set())
+                if last and node.target is operator.getitem and node.args[0] in nodes:
+                    continue  # leaves with the operator that returns it
+                if first and not last and "several" in node.meta:
+                    whole &= nodes
+                elif last is False and first is False:
+                    continue
+                nodes -= whole
+                changed = True
+
+
+def _extract(
+    nodes: list[fx.Node], order: dict[fx.Node, int]
+) -> tuple[fx.Graph, list[fx.Node], list[fx.Node]]:
+    """The nodes as a graph of their own, the tensors that it takes, and those that others use."""
+    inside = set(nodes)
+    inputs: list[fx.Node] = []
+    for node in nodes:
+        for needed in node.all_input_nodes:
+            if needed not in inside and needed not in inputs and needed.op != "get_attr" and not _is_size(needed):
+                inputs.append(needed)
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for k, node in enumerate(inputs):
+        new[node] = graph.placeholder(f"input_{k}")
+        new[node].meta = dict(node.meta)
+
+    def add_input(node: fx.Node) -> fx.Node:
+        last = new[inputs[-1]] if inputs else None
+        inputs.append(node)
+        with graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes))):
+            new[node] = graph.placeholder(f"input_{len(inputs) - 1}")
+        new[node].meta = dict(node.meta)
+        return new[node]
+
+    def place(node: fx.Node) -> fx.Node:
+        if node in new:
+            return new[node]
+        if node.op == "get_attr":
+            new[node] = graph.node_copy(node)
+        elif _is_size(node):
+            new[node] = _place_size(node)
+        else:
+            raise AssertionError(f"{node} lies outside of the region")
+        return new[node]
+
+    def _place_size(node: fx.Node) -> fx.Node:
+        if node.target is not aten.sym_size.int:
+            for needed in node.all_input_nodes:
+                place(needed)
+            return graph.node_copy(node, lambda n: new[n])
+        source, dimension = node.args
+        assert isinstance(source, fx.Node)
+        if source not in new:
+            size = node.meta.get("size")
+            equal = next(
+                ((n, n.meta["spec"].shape.index(size)) for n in inputs if size in n.meta["spec"].shape), None
+            )
+            source, dimension = equal if equal is not None else (source, dimension)
+        copied = graph.call_function(
+            aten.sym_size.int, (new[source] if source in new else add_input(source), dimension)
+        )
+        copied.meta = dict(node.meta)
+        return copied
+
+    for node in nodes:
+        for needed in node.all_input_nodes:
+            place(needed)
+        new[node] = graph.node_copy(node, lambda n: new[n])
+        new[node].meta = dict(node.meta)
+    outputs = [n for n in nodes if "several" not in n.meta and any(user not in inside for user in n.users)]
+    graph.output(tuple(new[n] for n in outputs))
+    graph.lint()
+    return graph, inputs, outputs
+
+
+def build_region(name: str, graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> Region:
+    """The region of a graph with its weights.
+
+    Args:
+        tensors: by the targets of the graph's ``get_attr`` nodes.
+    """
+    root = nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            root.register_buffer(node.target, tensors[node.target].detach())
+    specs = [node.meta["spec"] for node in graph.nodes if node.op == "placeholder"]
+    output = next(node for node in graph.nodes if node.op == "output")
+    return Region(
+        name,
+        fx.GraphModule(root, graph),
+        tuple(specs),
+        tuple(_output_spec(node) for node in output.args[0]),
+        modules_of(graph.nodes),
+    )
+
+
+def _output_spec(node: fx.Node) -> TensorSpec:
+    return node.meta["spec"]
+
+
+def modules_of(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    """The outermost modules inside which the nodes were called, without those that hold all others."""
+    stacks = [node.meta.get("stack", ()) for node in nodes if node.op == "call_function"]
+    found = dict.fromkeys(next((name for name in stack if name), "") for stack in stacks)
+    return tuple(name for name in found if name)
