@@ -9,6 +9,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .encoder.describe import describe
+from .encoder.engines import ENGINES
+from .encoder.modules import uninstall
+from .encoder.prepare import BUDGET, prepare
+from .encoder.progress import progress_bar
 from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
 from .recurrent.class_swap import is_fast, swap_class
@@ -18,25 +23,47 @@ from .recurrent.modules import fast_class
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Model:
-    """Makes every nn.LSTM inside the model fast, in place, and returns the model.
+def optimize(
+    model: Model,
+    example_inputs: Any = None,
+    *,
+    backend: str = "auto",
+    encoder: str = "auto",
+    precision: str | None = None,
+    recompute: bool = False,
+    budget: float = BUDGET,
+) -> Model:
+    """Makes a model fast, in place, and returns it: every nn.LSTM inside and, given an example of its input, the
+    tensor code around them (convolutions, normalisation, linear layers, ...).
 
     The modules stay the same objects with the same Parameters, names, hooks and attributes; only their class
     changes, so references to them, optimizers and state dicts stay valid. ``revert`` undoes it. Subclasses of
     nn.LSTM keep their own methods; their calls of ``super().forward`` run fast.
 
+    With ``example_inputs`` the model is captured, its parts without LSTM are run by every engine that is installed
+    (``ENGINES``), and each part keeps the fastest one whose results are right. That takes seconds; the choice is stored
+    on disk, so that the next process takes less. Calls without gradient and in eval mode then run by the engines, for
+    any batch size and length; all others, such as training or with hooks added since, run as before. Edits of weights
+    are seen by the next call. ``explain`` shows what was measured.
+
     Args:
+        example_inputs: a tuple of the model's arguments, or its single argument, of typical size.
         backend: "auto" or a name in ``BACKENDS``, for all LSTMs.
+        encoder: "auto" or a name in ``ENGINES``, for all parts that this engine can run.
+        precision: None for the same numbers, "bf16" for products in bfloat16 inside of what is captured, with the
+            same dtypes outside. Needs ``example_inputs``.
         recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
             layers set their attribute of the same name.
+        budget: seconds that the measurement may take, about.
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: no backend has that name.
+        ValueError: no backend, engine or precision has that name, or an engine or a precision is named without
+            ``example_inputs``.
+        RuntimeError: the named engine is not installed or cannot run any part of the model.
     """
     check_model(model)
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
+    _check_names(backend, encoder, precision, example_inputs)
     for module in model.modules():
         if isinstance(module, nn.LSTM):
             if not is_fast(module):
@@ -44,13 +71,34 @@ def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Mo
             for name, value in (("backend", backend), ("recompute", recompute)):
                 if value != getattr(module, name):
                     setattr(module, name, value)
+    if example_inputs is not None:
+        for module in model.modules():
+            uninstall(module)
+        with progress_bar() as progress:
+            prepare(model, as_arguments(example_inputs), {}, encoder, precision, budget, progress)
     return model
+
+
+def _check_names(backend: str, encoder: str, precision: str | None, example_inputs: Any) -> None:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
+    if encoder != "auto" and encoder not in ENGINES:
+        raise ValueError(f"encoder: expected 'auto' or one of {', '.join(ENGINES)}, got {encoder!r}.")
+    if precision not in (None, "bf16"):
+        raise ValueError(f"precision: expected None or 'bf16', got {precision!r}.")
+    for name, value, default in (("encoder", encoder, "auto"), ("precision", precision, None)):
+        if value != default and example_inputs is None:
+            raise ValueError(
+                f"{name}: {value!r} needs example_inputs, by which the model is captured; pass the arguments of a "
+                f"typical call."
+            )
 
 
 def revert(model: Model) -> Model:
     """Restores the original class of every module that ``optimize`` changed, in place, and returns the model."""
     check_model(model)
     for module in model.modules():
+        uninstall(module)
         if is_fast(module):
             for name in ("backend", "recompute"):
                 module.__dict__.pop(name, None)
@@ -59,7 +107,8 @@ def revert(model: Model) -> Model:
 
 
 def explain(model: nn.Module, example_inputs: Any = None) -> str:
-    """Describes for each LSTM in the model which backend runs it, why and how, and why the others do not.
+    """Describes for each LSTM in the model which backend runs it, why and how, and why the others do not; for what is
+    around them, by which engines it runs, with the times of all that were tried.
 
     Args:
         example_inputs: a tuple of the model's arguments, or its single argument. With them the model runs once
@@ -68,10 +117,8 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
     """
     check_model(model)
     named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.LSTM)]
-    if not named:
-        return "no nn.LSTM in this model: nothing to optimize"
     seen = None if example_inputs is None else _observe(model, example_inputs)
-    lines: list[str] = []
+    lines = [] if named else ["no nn.LSTM in this model"]
     for name, module in named:
         lines.append(f"{name or '(the model itself)'}: {module._get_name()}({module.extra_repr()})")
         if not is_fast(module):
@@ -85,7 +132,7 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
             lines += _choice_lines(spec, module.backend)  # type: ignore[arg-type]
         if seen is None and module.backend == "auto":
             lines.append("  note:     the choice depends on T and B: pass example_inputs to see it for yours")
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe(model)])
 
 
 def _choice_lines(spec: LSTMSpec, backend: str) -> Iterator[str]:
@@ -106,7 +153,9 @@ def _describe(backend: Backend, reason: str, spec: LSTMSpec) -> str:
 
 def _observe(model: nn.Module, example_inputs: Any) -> dict[nn.Module, list[LSTMSpec]]:
     """Runs the model once and records the distinct calls of each fast layer."""
-    seen: dict[nn.Module, list[LSTMSpec]] = {m: [] for m in model.modules() if is_fast(m)}
+    seen: dict[nn.Module, list[LSTMSpec]] = {
+        m: [] for m in model.modules() if isinstance(m, nn.LSTM) and is_fast(m)
+    }
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         spec = validate(module.call(*args, **kwargs).key)  # type: ignore[operator]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .region import TensorSpec
+from .region import SCALAR_FUNCTIONS, TensorSpec
 
 aten = torch.ops.aten
 
@@ -28,9 +28,9 @@ class CannotCaptureError(Exception):
 class Captured:
     """The graph of a call in inference mode.
 
-    ``graph`` has one placeholder for each tensor among the call's flattened arguments, ``get_attr`` nodes for the tensors
-    of the module (their targets: see ``weights``) and calls of operators that edit nothing. Its output is a tuple of the
-    tensors of the flattened result. Every node that is a tensor has its ``TensorSpec`` in ``meta["spec"]``.
+    ``graph`` has one placeholder for each tensor among the call's flattened arguments, ``get_attr`` nodes for the
+    tensors of the module (their targets: see ``weights``) and calls of operators that edit nothing. Its output is a
+    tuple of the tensors of the flattened result. Every node that is a tensor has its ``TensorSpec`` in ``meta["spec"]``.
     """
 
     graph: fx.Graph
@@ -71,7 +71,7 @@ class _Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = iter(tensors)
         args, kwargs = pytree.tree_unflatten(
-            [next(given) if leaf is TENSOR else leaf for leaf in self._leaves], self._arguments
+            [next(given) if leaf == TENSOR else leaf for leaf in self._leaves], self._arguments
         )
         found, spec = pytree.tree_flatten(self.m(*args, **kwargs))
         kept = tuple(TENSOR if isinstance(v, Tensor) else v for v in found)
@@ -79,7 +79,9 @@ class _Flat(nn.Module):
         return tuple(v for v in found if isinstance(v, Tensor))
 
 
-def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Tensor, ...], pytree.TreeSpec]:
+def flatten(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], tuple[Tensor, ...], pytree.TreeSpec]:
     """The flattened arguments with ``TENSOR`` in the place of each tensor, the tensors, and the structure."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = tuple(v for v in leaves if isinstance(v, Tensor))
@@ -108,7 +110,10 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     _check_nodes(graph)
     shapes = [tuple(node.meta["spec"].shape) for node in graph.nodes if node.op == "placeholder"]
     fixed = [
-        f"x{k}[{d}] == {size}" for k, shape in enumerate(shapes) for d, size in enumerate(shape) if isinstance(size, int)
+        f"x{k}[{d}] == {size}"
+        for k, shape in enumerate(shapes)
+        for d, size in enumerate(shape)
+        if isinstance(size, int)
     ]
     return Captured(
         graph,
@@ -126,7 +131,7 @@ def _check_arguments(leaves: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> No
     if not tensors:
         raise CannotCaptureError("it is called without a tensor")
     for leaf in leaves:
-        if leaf is not TENSOR and not isinstance(leaf, (str, int, float, bool, type(None))):
+        if not isinstance(leaf, (str, int, float, bool, type(None))):
             raise CannotCaptureError(f"it takes a {type(leaf).__name__}")
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
@@ -140,7 +145,13 @@ def _export(flat: _Flat, tensors: tuple[Tensor, ...]) -> torch.export.ExportedPr
     dims = (tuple({d: auto for d in range(t.dim())} for t in tensors),)
     try:
         # Without `backed_size_oblivious`, a size that is 1 in the example is taken for fixed.
-        with symbolic.patch(backed_size_oblivious=True), torch.no_grad(), _quiet():
+        with (
+            symbolic.patch(  # type: ignore[attr-defined]
+                backed_size_oblivious=True
+            ),
+            torch.no_grad(),
+            _quiet(),
+        ):
             return torch.export.export(flat, tensors, dynamic_shapes=dims, strict=False)
     except Exception as error:  # whatever the user's code or export raises is the reason
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
@@ -150,7 +161,10 @@ def _export(flat: _Flat, tensors: tuple[Tensor, ...]) -> torch.export.ExportedPr
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the messages of torch.export, which explain its errors for its own users."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch._export", "torch.fx", "torch.export", "torch._dynamo")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch", "torch._export", "torch.fx", "torch.export", "torch._dynamo")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -265,7 +279,8 @@ def _make_functional(graph: fx.Graph) -> None:
         if any(order[u] > order[node] for view in views if order[view] < order[node] for u in view.users):
             raise CannotCaptureError(f"{node.target} edits a tensor of which a view is used again")
         node.target = overload
-        edited.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: order[user] > order[node])
+        for user in [user for user in edited.users if order[user] > order[node]]:
+            user.replace_input_with(edited, node)
 
 
 def _shares_later(view: fx.Node, edit: fx.Node, order: dict[fx.Node, int]) -> bool:
@@ -275,7 +290,9 @@ def _shares_later(view: fx.Node, edit: fx.Node, order: dict[fx.Node, int]) -> bo
         base = base.args[0]
         if base.op in ("placeholder", "get_attr"):
             return True
-        if any(order[u] > order[edit] or (_is_view(u) and u is not view) for u in base.users if u is not view):
+        if any(
+            order[u] > order[edit] or (_is_view(u) and u is not view) for u in base.users if u is not view
+        ):
             return True
     return False
 
@@ -297,9 +314,9 @@ def _check_nodes(graph: fx.Graph) -> None:
             raise CannotCaptureError(f"it draws random numbers ({node.target})")
         if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
             raise CannotCaptureError(f"sizes in it depend on data ({node.target})")
-        if not isinstance(node.target, torch._ops.OpOverload) and getattr(node.target, "__module__", "") not in (
-            "_operator",
-            "math",
+        if (
+            not isinstance(node.target, torch._ops.OpOverload)
+            and node.target not in SCALAR_FUNCTIONS.values()
         ):
             raise CannotCaptureError(f"its graph calls {node.target}")
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+_OPERATORS = "getitem add sub mul floordiv truediv mod neg pow eq ne lt le gt ge and_ or_ not_"
+
+SCALAR_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{f"operator.{name}": getattr(operator, name) for name in str.split(_OPERATORS)},
+    **{f"math.{name}": getattr(math, name) for name in ("floor", "ceil", "trunc")},
+    **{f"torch.{name}": getattr(torch, name) for name in ("sym_float", "sym_int", "sym_max", "sym_min")},
+}
+"""What a graph may call beside ATen's operators: functions of sizes, and the choice of one result of several."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,8 @@ class Region:
 
     - ``torch.ops.aten.NAME.OVERLOAD`` that edits nothing and draws no random numbers, as ``torch.export`` records it in
       inference mode: conv2d, batch_norm, relu, linear, max_pool2d, reshape, ... (not decomposed further);
-    - ``torch.ops.aten.sym_size.int``, a size as a Python int, and functions of ``operator`` on such ints.
+    - ``torch.ops.aten.sym_size.int``, a size as a Python int, and ``SCALAR_FUNCTIONS`` of such ints;
+    - ``operator.getitem``, one of several results.
     """
 
     name: str
@@ -43,3 +57,13 @@ class Region:
     def weights(self) -> dict[str, Tensor]:
         """By their names in ``module``."""
         return dict(self.module.named_buffers())
+
+    def example(self, sizes: Sequence[Sequence[int]], seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs of these sizes; integers are zeros and ones, which are valid indices almost everywhere."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(
+            torch.randn(tuple(size), generator=generator).to(spec.dtype)
+            if spec.dtype.is_floating_point
+            else torch.randint(0, 2, tuple(size), generator=generator).to(spec.dtype)
+            for spec, size in zip(self.inputs, sizes, strict=True)
+        )

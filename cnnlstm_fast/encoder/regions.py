@@ -1,8 +1,8 @@
 """Cuts a captured graph at its LSTMs: the top graph with its LSTM calls, and the regions between them.
 
-The level of a node is the number of cuts (LSTMs, and operators that no engine should run) on the longest path to it. All
-nodes of a level are one region, so that no region waits for itself. What costs nothing in PyTorch (views, sizes, zeros)
-stays outside where it lies at the border: an LSTM takes any strides, while an engine may copy to permute.
+The level of a node is the number of cuts (LSTMs, and operators that no engine should run) on the longest path to it.
+All nodes of a level are one region, so that no region waits for itself. What costs nothing in PyTorch (views, sizes,
+zeros) stays outside where it lies at the border: an LSTM takes any strides, while an engine may copy to permute.
 """
 
 from __future__ import annotations
@@ -15,44 +15,46 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .capture import Captured
+from . import lstm_call
+from .capture import CannotCaptureError, Captured
+from .lstm_call import LSTMPlace
 from .region import Region, TensorSpec
 
 aten = torch.ops.aten
 
-CHEAP = frozenset(
-    getattr(aten, name)
-    for name in (
-        "view _unsafe_view reshape flatten unflatten permute transpose t movedim unsqueeze squeeze expand expand_as select "
-        "slice narrow alias detach contiguous clone unbind split chunk split_with_sizes new_zeros zeros zeros_like new_ones "
-        "ones full new_full arange to _to_copy lift_fresh_copy lift_fresh"
-    ).split()
-    if hasattr(aten, name)
+
+def _packets(names: str) -> frozenset[Any]:
+    """Those that this PyTorch has."""
+    return frozenset(getattr(aten, name) for name in names.split() if hasattr(aten, name))
+
+
+CHEAP = _packets(
+    "view _unsafe_view reshape flatten unflatten permute transpose t movedim unsqueeze squeeze expand expand_as select "
+    "slice narrow alias detach contiguous clone unbind split chunk split_with_sizes new_zeros zeros zeros_like "
+    "new_ones ones full new_full arange to _to_copy lift_fresh_copy lift_fresh"
 )
 """Operators that are left to PyTorch at the border of a region."""
 
-HEAVY = frozenset(
-    getattr(aten, name)
-    for name in (
-        "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm "
-        "batch_norm instance_norm layer_norm group_norm embedding embedding_bag max_pool1d max_pool2d max_pool3d avg_pool1d "
-        "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
-        "scaled_dot_product_attention einsum upsample_nearest2d upsample_bilinear2d"
-    ).split()
-    if hasattr(aten, name)
+HEAVY = _packets(
+    "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm "
+    "batch_norm instance_norm layer_norm group_norm embedding embedding_bag max_pool1d max_pool2d max_pool3d "
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d "
+    "scaled_dot_product_attention einsum upsample_nearest2d upsample_bilinear2d"
 )
 """A region without any of these is left to PyTorch: nothing in it is worth a call of an engine."""
 
 
 @dataclass
 class Cut:
-    """The top graph, in which ``call_module`` nodes named ``region_K`` are calls of the regions, and each region's graph.
+    """The top graph, in which ``call_module`` nodes named ``region_K`` are calls of the regions, and their graphs.
 
     A region's call returns a tuple, whose items are taken by ``operator.getitem``.
     """
 
     top: fx.Graph
     regions: list[fx.Graph] = field(default_factory=list)
+    lstms: list[LSTMPlace] = field(default_factory=list)
+    """Those of the ``call_module`` nodes "lstm_K"."""
 
 
 def is_lstm(node: fx.Node) -> bool:
@@ -72,11 +74,20 @@ def _is_cut(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target is operator.getitem or _is_size(node):
         return False
     packet = _packet(node)
-    return getattr(node.target, "namespace", "") != "aten" or packet in (aten.gru, aten.lstm, aten.rnn_tanh, aten.rnn_relu)
+    return getattr(node.target, "namespace", "") != "aten" or packet in (
+        aten.gru,
+        aten.lstm,
+        aten.rnn_tanh,
+        aten.rnn_relu,
+    )
 
 
 def cut(captured: Captured) -> Cut:
-    """Cuts the captured graph."""
+    """Cuts the captured graph.
+
+    Raises:
+        CannotCaptureError: an LSTM is called in a way that only the module itself can.
+    """
     graph = captured.graph
     members = _members(graph)
     result = Cut(fx.Graph())
@@ -113,9 +124,16 @@ def cut(captured: Captured) -> Cut:
     for node in graph.nodes:
         if node.op == "placeholder":
             place(node)
-    for node in graph.nodes:
-        if node.op == "output":
-            place(node)
+    place(next(node for node in graph.nodes if node.op == "output"))
+    for node in [node for node in top.nodes if is_lstm(node)]:
+        try:
+            result.lstms.append(lstm_call.replace(node, len(result.lstms), captured.weights))
+        except ValueError as error:
+            raise CannotCaptureError(f"it has {error}") from error
+    for node in reversed(list(top.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            top.erase_node(node)
+    top.lint()
     return result
 
 
@@ -125,7 +143,12 @@ def _members(graph: fx.Graph) -> dict[int, set[fx.Node]]:
     members: dict[int, set[fx.Node]] = {}
     for node in graph.nodes:
         level[node] = max((level[n] + _is_cut(n) for n in node.all_input_nodes), default=0)
-        if node.op == "call_function" and not _is_cut(node) and not _is_size(node) and not _after_cut_item(node):
+        if (
+            node.op == "call_function"
+            and not _is_cut(node)
+            and not _is_size(node)
+            and not _after_cut_item(node)
+        ):
             members.setdefault(level[node], set()).add(node)
     for k in list(members):
         _trim(members[k])
@@ -152,7 +175,11 @@ def _trim(nodes: set[fx.Node]) -> None:
             first = not any(n in nodes for n in node.all_input_nodes)
             last = not any(n in nodes for n in node.users)
             if cheap and (first or last):
-                whole = {node} | ({u for u in node.users if u.target is operator.getitem} if "several" in node.meta else set())
+                whole = {node} | (
+                    {u for u in node.users if u.target is operator.getitem}
+                    if "several" in node.meta
+                    else set()
+                )
                 if last and node.target is operator.getitem and node.args[0] in nodes:
                     continue  # leaves with the operator that returns it
                 if first and not last and "several" in node.meta:
@@ -171,7 +198,12 @@ def _extract(
     inputs: list[fx.Node] = []
     for node in nodes:
         for needed in node.all_input_nodes:
-            if needed not in inside and needed not in inputs and needed.op != "get_attr" and not _is_size(needed):
+            if (
+                needed not in inside
+                and needed not in inputs
+                and needed.op != "get_attr"
+                and not _is_size(needed)
+            ):
                 inputs.append(needed)
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
@@ -182,7 +214,11 @@ def _extract(
     def add_input(node: fx.Node) -> fx.Node:
         last = new[inputs[-1]] if inputs else None
         inputs.append(node)
-        with graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes))):
+        with (
+            graph.inserting_after(last)
+            if last is not None
+            else graph.inserting_before(next(iter(graph.nodes)))
+        ):
             new[node] = graph.placeholder(f"input_{len(inputs) - 1}")
         new[node].meta = dict(node.meta)
         return new[node]

@@ -1,0 +1,67 @@
+"""Plans and choices on disk, so that the next process need neither capture nor measure.
+
+One JSON file for each fingerprint, written to a temporary file and renamed. It holds no code: a graph is a list of the
+names of operators. A file that is damaged or foreign is ignored with a warning, and replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .plan import Plan
+from .record import Record
+
+FORMAT = 1
+
+
+def folder() -> Path:
+    """$XDG_CACHE_HOME/cnnlstm_fast/encoder, by default in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cnnlstm_fast" / "encoder"
+
+
+def load(key: str) -> tuple[Plan, Record] | None:
+    """What was stored under the key, or None."""
+    path = folder() / f"{key}.json"
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != FORMAT or data["key"] != key:
+            raise ValueError("it is of another version")
+        plan, record = Plan.from_json(data["plan"]), Record.from_json(data["record"])
+        if len(plan.regions) != len(record.regions):
+            raise ValueError("its parts do not fit together")
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever a damaged file leads to
+        warnings.warn(
+            f"cnnlstm_fast: {path} is not used, since it is damaged ({type(error).__name__}: {error}); "
+            f"the model is measured again.",
+            stacklevel=4,
+        )
+        return None
+    record.cached = True
+    return plan, record
+
+
+def store(key: str, plan: Plan, record: Record) -> str | None:
+    """Writes the file; returns None, or why it could not be written."""
+    data: dict[str, Any] = {"format": FORMAT, "key": key, "plan": plan.to_json(), "record": record.to_json()}
+    temporary = None
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder(), suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            json.dump(data, file)
+        os.replace(temporary, folder() / f"{key}.json")
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        return f"the choice could not be stored in {folder()}: {error.strerror or error}"
+    return None

@@ -1,0 +1,80 @@
+"""What ``explain`` says of the parts of a model around its LSTMs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from .engines import ENGINES
+from .prepare import outcomes
+from .record import Candidate, Record, RegionRecord
+from .runner import RUNNER, Runner
+
+HINT = (
+    "around the LSTMs: as PyTorch runs it; optimize(model, example_inputs) measures whether an engine runs the "
+    "convolutions, linear layers and the like faster, and uses it"
+)
+
+
+def describe(model: nn.Module) -> Iterator[str]:
+    """For each module that was captured: its regions, the engine of each, the times of all that were tried, or why not;
+    for each other one that was tried: why it was not captured."""
+    tried = [(name, m) for name, m in model.named_modules() if m in outcomes or RUNNER in m.__dict__]
+    if not tried:
+        yield HINT
+    for name, module in tried:
+        where = name or "(the model itself)"
+        runner: Runner | None = module.__dict__.get(RUNNER)
+        outcome = outcomes.get(module)
+        if runner is not None:
+            yield f"{where}: captured; {_times(runner.record)}"
+            yield from _regions(runner.record)
+            yield from (f"  note:     {note}" for note in runner.notes)
+        elif outcome is not None and outcome.record is not None:
+            yield f"{where}: captured, but no engine is faster; {_times(outcome.record)}"
+            yield from _regions(outcome.record)
+        elif outcome is not None:
+            yield f"{where}: not captured: {outcome.reason}"
+        if outcome is not None:
+            yield from (f"  note:     {note}" for note in outcome.notes)
+
+
+def _times(record: Record) -> str:
+    if record.eager is None or record.fast is None:
+        return "named by the caller, not measured"
+    source = ", measured by an earlier process" if record.cached else ""
+    return (
+        f"{_ms(record.eager)} before, {_ms(record.fast)} by these engines, with {record.threads} thread"
+        f"{'s' if record.threads != 1 else ''}{source}"
+    )
+
+
+def _regions(record: Record) -> Iterator[str]:
+    for k, region in enumerate(record.regions):
+        yield f"  region {k}: {_covered(region)}"
+        for candidate in region.candidates:
+            mark = "*" if candidate.engine == region.engine else " "
+            yield f"  {mark} {candidate.engine + ':':<12} {_found(candidate)}"
+
+
+def _covered(region: RegionRecord) -> str:
+    modules = ", ".join(region.modules[:6]) + (", ..." if len(region.modules) > 6 else "")
+    sizes = ", ".join(f"({', '.join(map(str, size))})" for size in region.sizes)
+    return f"{modules or 'the code of forward'}; {region.operators} operators on {sizes}"
+
+
+def _found(candidate: Candidate) -> str:
+    if candidate.reason is not None:
+        return candidate.reason
+    setup = (
+        f", {candidate.setup:.1f} s to set up"
+        if candidate.setup is not None and candidate.setup >= 0.05
+        else ""
+    )
+    time = "not measured" if candidate.seconds is None else _ms(candidate.seconds)
+    return f"{time}{setup} ({ENGINES[candidate.engine].title})"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

@@ -1,0 +1,82 @@
+"""An LSTM of a plan's top graph, as a call of ``functional.lstm``, which chooses the backend by the call's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from ..recurrent import functional
+
+_ZEROS = (torch.ops.aten.new_zeros, torch.ops.aten.zeros)
+
+
+class LSTMPlace(NamedTuple):
+    """What is fixed of one LSTM call of a graph."""
+
+    module: str
+    """The name of the module that owns its first weight, or "" where the weights are computed."""
+    bidirectional: bool
+    all_cells: bool
+
+
+def replace(node: fx.Node, k: int, path_of: dict[str, str]) -> LSTMPlace:
+    """Makes a node of the LSTM operator the call ``lstm_K(input, h0, c0, weights, lengths, reset)``.
+
+    Args:
+        path_of: the Parameters' names by the targets of ``get_attr`` nodes.
+
+    Raises:
+        ValueError: the call has packed input or dropout.
+    """
+    arguments: tuple[Any, ...] = node.args
+    x, h0, c0, weights, batch_sizes, lengths, reset, mask, bidirectional, _, all_cells, _ = arguments
+    if batch_sizes is not None or mask is not None:
+        raise ValueError("an LSTM with packed input or dropout")
+    if all(isinstance(s, fx.Node) and _packet(s) in _ZEROS for s in (h0, c0)):
+        h0 = c0 = None  # made where the LSTM runs
+    node.op, node.target = "call_module", f"lstm_{k}"
+    node.args = (x, h0, c0, weights, lengths, reset)
+    first = weights[0]
+    path = path_of.get(first.target, "") if first.op == "get_attr" else ""
+    return LSTMPlace(path.rpartition(".")[0], bool(bidirectional), bool(all_cells))
+
+
+def _packet(node: fx.Node) -> Any:
+    return getattr(node.target, "overloadpacket", None)
+
+
+class LSTMCall:
+    """Runs one place's calls, with the results of the operator: output, h_n, c_n, cells."""
+
+    def __init__(self, place: LSTMPlace, backend: str) -> None:
+        self._place, self._backend = place, backend
+
+    def __call__(
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        H, P = weights[0].size(0) // 4, weights[1].size(1)
+        bias = len(weights) > 2 and weights[2].dim() == 1
+        each = 2 + 2 * bias + (P < H)
+        output, states, *cells = functional.lstm(
+            x,
+            None if h0 is None or c0 is None else (h0, c0),
+            weights,
+            num_layers=len(weights) // (each * (2 if self._place.bidirectional else 1)),
+            bias=bias,
+            bidirectional=self._place.bidirectional,
+            proj_size=P if P < H else 0,
+            lengths=lengths,
+            reset=reset,
+            all_cells=self._place.all_cells,
+            backend=self._backend,
+        )
+        return (output, *states, *cells)

@@ -1,0 +1,136 @@
+"""Plan: how a module's call is split into regions and LSTMs; independent of weights and engines, kept as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from . import serialize
+from .capture import TENSOR, Captured
+from .conditions import holds, parse
+from .lstm_call import LSTMPlace
+from .regions import Cut, cut
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A captured call, cut into regions; the fields that ``Captured`` has, too, are the same here."""
+
+    top: fx.Graph
+    regions: tuple[fx.Graph, ...]
+    lstms: tuple[LSTMPlace, ...]
+    weights: dict[str, str]
+    constants: dict[str, Tensor]
+    arguments: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+    result: pytree.TreeSpec
+    results: tuple[Any, ...]
+    conditions: tuple[str, ...]
+    tensors: tuple[tuple[torch.dtype, str, int], ...] = field(default=())
+    """Dtype, type of device and rank of each tensor among the arguments."""
+
+    @staticmethod
+    def of(captured: Captured) -> Plan:
+        """The plan of a captured call."""
+        made: Cut = cut(captured)
+        given = [node.meta for node in captured.graph.nodes if node.op == "placeholder"]
+        return Plan(
+            made.top,
+            tuple(made.regions),
+            tuple(made.lstms),
+            captured.weights,
+            captured.constants,
+            captured.arguments,
+            captured.leaves,
+            captured.result,
+            captured.results,
+            captured.conditions,
+            tuple((m["spec"].dtype, m["device"], len(m["spec"].shape)) for m in given),
+        )
+
+    @cached_property
+    def flat(self) -> bool:
+        """Whether the call has tensors alone, none of them by keyword or inside of another argument."""
+        _, flat = pytree.tree_flatten((tuple(self.leaves), {}))
+        return flat == self.arguments and len(self.leaves) == len(self.tensors)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether the result is one tensor."""
+        return self.results == (TENSOR,) and self.result == pytree.tree_structure(0)
+
+    @cached_property
+    def _parsed(self) -> list[Any]:
+        return [parse(text) for text in self.conditions]
+
+    def refused_sizes(self, shapes: tuple[tuple[int, ...], ...]) -> str | None:
+        """None, or the condition on the sizes that these shapes do not meet."""
+        failed = next((k for k, tree in enumerate(self._parsed) if not holds(tree, shapes)), None)
+        return None if failed is None else self.conditions[failed]
+
+    def tensors_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The module's tensors, and constants, by the targets of ``get_attr`` nodes.
+
+        Raises:
+            AttributeError: the module has none of that name.
+        """
+        found: dict[str, Tensor] = dict(self.constants)
+        for target, path in self.weights.items():
+            owner, _, name = path.rpartition(".")
+            found[target] = getattr(module.get_submodule(owner), name)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """All of the plan.
+
+        Raises:
+            TypeError, NotImplementedError: it holds something that JSON does not.
+        """
+        return {
+            "top": serialize.to_json(self.top),
+            "regions": [serialize.to_json(graph) for graph in self.regions],
+            "lstms": [list(place) for place in self.lstms],
+            "weights": self.weights,
+            "constants": {
+                name: [str(t.dtype).removeprefix("torch."), t.tolist()] for name, t in self.constants.items()
+            },
+            "arguments": serialize.spec_to_json(self.arguments),
+            "leaves": list(self.leaves),
+            "result": serialize.spec_to_json(self.result),
+            "results": list(self.results),
+            "conditions": list(self.conditions),
+            "tensors": [
+                [str(dtype).removeprefix("torch."), device, rank] for dtype, device, rank in self.tensors
+            ],
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Plan:
+        """The plan of ``to_json``.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: the data is not that of a plan.
+        """
+        plan = Plan(
+            serialize.from_json(data["top"]),
+            tuple(serialize.from_json(nodes) for nodes in data["regions"]),
+            tuple(LSTMPlace(*place) for place in data["lstms"]),
+            dict(data["weights"]),
+            {
+                name: torch.tensor(values, dtype=getattr(torch, dtype))
+                for name, (dtype, values) in data["constants"].items()
+            },
+            serialize.spec_from_json(data["arguments"]),
+            tuple(data["leaves"]),
+            serialize.spec_from_json(data["result"]),
+            tuple(data["results"]),
+            tuple(data["conditions"]),
+            tuple((getattr(torch, dtype), device, rank) for dtype, device, rank in data["tensors"]),
+        )
+        assert plan._parsed is not None  # the conditions are arithmetic
+        return plan

@@ -1,0 +1,193 @@
+"""prepare(model, args): finds the modules that can be captured, and gives each a runner with the fastest engines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .. import _native
+from . import cache
+from .agreement import agree
+from .capture import CannotCaptureError, capture, flatten
+from .choose import Progress, choose
+from .engines import Run
+from .fingerprint import fingerprint
+from .modules import install, uninstall
+from .plan import Plan
+from .record import Record
+from .runner import EAGER, RUNNER, Runner, original_forward
+
+BUDGET = 20.0
+"""Seconds that ``optimize`` may take to measure, by default."""
+
+
+@dataclass
+class Outcome:
+    """What became of a module: the record of the choice, or the reason why it was not captured."""
+
+    record: Record | None = None
+    reason: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+outcomes: WeakKeyDictionary[nn.Module, Outcome] = WeakKeyDictionary()
+"""Of every module that ``prepare`` has tried, for ``explain``."""
+
+
+def prepare(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    encoder: str,
+    precision: str | None,
+    budget: float,
+    progress: Progress,
+) -> None:
+    """Prepares the model for calls in eval mode, from the example's call.
+
+    A module that cannot be captured as a whole is left as it is, and its children are tried. Nothing is changed where
+    an engine gains nothing.
+
+    Raises:
+        RuntimeError: a named engine runs no part of the model.
+    """
+    if not _native.available:
+        outcomes[model] = Outcome(reason=f"it needs the compiled part: {_native.reason}")
+        return
+    how = _How(encoder, precision, time.monotonic() + budget, progress)
+    with _eval_mode(model), torch.no_grad():
+        done = _prepare_tree(model, args, kwargs, how)
+    if encoder != "auto" and not done:
+        raise RuntimeError(
+            f"encoder: {encoder!r} runs no part of this model: {outcomes[model].reason}; use 'auto'."
+        )
+
+
+@dataclass(frozen=True)
+class _How:
+    encoder: str
+    precision: str | None
+    deadline: float
+    progress: Progress
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _prepare_tree(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: _How) -> bool:
+    """Prepares the model or, where it cannot be captured, the modules inside; returns whether any was."""
+    if _try(model, (args, kwargs), how):
+        return True
+    calls: dict[nn.Module, list[Call]] | None = None
+    done = False
+    pending = list(model.children())
+    while pending:
+        module = pending.pop(0)
+        if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or next(module.parameters(), None) is None:
+            continue
+        calls = _observe(model, args, kwargs) if calls is None else calls
+        if module in calls and _try(module, calls[module][0], how):
+            done = True
+        else:
+            pending[:0] = module.children()
+    return done
+
+
+def _try(module: nn.Module, call: Call, how: _How) -> bool:
+    """Prepares one module; if it cannot be captured, ``outcomes`` says why."""
+    try:
+        outcomes[module] = _prepare_one(module, *call, how)
+    except CannotCaptureError as error:
+        outcomes[module] = Outcome(reason=str(error))
+        return False
+    return True
+
+
+def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: _How) -> Outcome:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CannotCaptureError("it is a ScriptModule")
+    leaves, tensors, _ = flatten(args, kwargs)
+    key = fingerprint(module, leaves, tensors, how.encoder, how.precision)
+    stored = cache.load(key)
+    if stored is not None:
+        runner = Runner(*stored)
+        if _install(module, runner, None, args, kwargs):
+            return Outcome(runner.record)
+        # the code has changed in a way that the fingerprint does not cover, or an engine fails now
+    how.progress("capturing")
+    plan = Plan.of(capture(module, args, kwargs))
+    if not plan.regions:
+        raise CannotCaptureError("nothing in it is worth an engine")
+    chosen = choose(plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress)
+    problem = cache.store(key, plan, chosen.record)
+    runner = Runner(plan, chosen.record)
+    if not _install(module, runner, chosen.runs, args, kwargs):
+        raise CannotCaptureError("its results differ from those of the module")
+    return Outcome(runner.record, notes=[problem] if problem else [])
+
+
+def _install(
+    module: nn.Module,
+    runner: Runner,
+    runs: dict[int, Run] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bool:
+    """Gives the module its runner, unless this gains nothing; false if the results are not those of the module."""
+    if not runner.record.gains:
+        uninstall(module)
+        module.__dict__.pop(RUNNER, None)
+        return True
+    install(module, runner)
+    try:
+        runner.bind(module, runs)
+        found = runner(module, args, kwargs)
+        good = found is not EAGER and agree(
+            _tensors(found), _tensors(original_forward(module, args, kwargs)), runner.record.precision
+        )
+    except Exception:
+        good = False
+    if not good:
+        uninstall(module)
+    return good
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
+
+
+def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[nn.Module, list[Call]]:
+    """Runs the model once and returns the calls of every module inside."""
+    calls: dict[nn.Module, list[Call]] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.setdefault(module, []).append((args, kwargs))
+
+    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in model.modules()]
+    try:
+        model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """All modules in eval mode, and afterwards as they were."""
+    training = [m for m in model.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

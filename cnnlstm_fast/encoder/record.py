@@ -1,0 +1,66 @@
+"""Record: which engine runs each region of a plan, and the measurements by which it was chosen; kept as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Candidate:
+    """An engine that was tried for a region: either its time or the reason why it was not used."""
+
+    engine: str
+    seconds: float | None = None
+    """Median time of the region within the whole model's call."""
+    setup: float | None = None
+    """Seconds to build it."""
+    reason: str | None = None
+
+
+@dataclass
+class RegionRecord:
+    """A region's engine. ``sizes`` are those of its inputs in the example's call."""
+
+    engine: str
+    sizes: list[list[int]]
+    modules: list[str] = field(default_factory=list)
+    operators: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """The choice for one module. Times are of the example's call, in seconds: of the module's own forward with fast
+    LSTMs, and by the engines."""
+
+    regions: list[RegionRecord]
+    precision: str | None = None
+    eager: float | None = None
+    fast: float | None = None
+    threads: int = 0
+    cached: bool = False
+    """Whether it was read from the disk."""
+
+    @property
+    def gains(self) -> bool:
+        """Whether the engines are used: they were measured to be faster, or are named by the user."""
+        if all(region.engine == "eager" for region in self.regions):
+            return False
+        return self.eager is None or self.fast is None or self.fast < self.eager
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Record:
+        """The record of ``to_json``.
+
+        Raises:
+            KeyError, TypeError: the data is not that of a record.
+        """
+        regions = [
+            RegionRecord(**{**region, "candidates": [Candidate(**c) for c in region["candidates"]]})
+            for region in data["regions"]
+        ]
+        return Record(**{**data, "regions": regions})

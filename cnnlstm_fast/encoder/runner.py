@@ -1,0 +1,292 @@
+"""Runner: a plan bound to one module, which runs its calls by engines or leaves them to the module's own forward."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..recurrent.class_swap import is_fast
+from .agreement import agree, first_line
+from .capture import TENSOR
+from .engines import ENGINES, Options, Run
+from .guard import CHANGED, UNCHANGED, Guard, is_plain, needs_grad
+from .lstm_call import LSTMCall
+from .plan import Plan
+from .record import Record
+from .regions import build_region
+
+RUNNER = "_cnnlstm_fast_runner"
+"""The entry of a module's ``__dict__`` that holds its runner."""
+EAGER: Any = object()
+"""What a runner returns for a call that the module's own forward must run."""
+CALLS_BEFORE_REBUILD = 3
+"""After an edit of the weights, calls run eager until so many in a row have found the same ones."""
+MOST_SHAPES = 1024
+"""A runner remembers so many shapes."""
+
+_IGNORED = frozenset({RUNNER})
+_process = os.getpid()
+
+
+def _note_fork() -> None:
+    global _process
+    _process = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+@dataclass
+class _Bound:
+    """A plan with the weights of one moment."""
+
+    guard: Guard
+    threads: int
+    forward: Any
+    """Takes the tensors of a call and returns those of its result."""
+    process: int = field(default_factory=os.getpid)
+    shapes: dict[Any, bool] = field(default_factory=dict)
+    """Whether calls with these shapes run by the engines."""
+    kinds: dict[Any, bool] = field(default_factory=dict)
+    """The same for each pattern of sizes 0, 1 and more."""
+
+
+class Runner:
+    """Holds for one module: the plan, the engine of each region, the guard of what was captured, and why the last call
+    ran eager.
+
+    The engines copy the weights. A call runs by them only if the guard finds the module as it was captured. After an
+    edit of the weights it runs eager, and the engines are built again once the weights have settled.
+    """
+
+    def __init__(self, plan: Plan, record: Record) -> None:
+        self.plan, self.record = plan, record
+        self.enabled = True
+        self.notes: list[str] = []
+        """What has happened since, for ``explain``."""
+        self._lock = threading.Lock()
+        self._bound: _Bound | None = None
+        self._candidate: Guard | None = None
+        self._same = 0
+
+    # ---------------------------------------------------------------- a call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of the call, or ``EAGER`` where it must run as it did before."""
+        tensors = self._tensors(args, kwargs)
+        if tensors is None or not self.enabled or not is_plain(tensors):
+            return EAGER
+        bound = self._bound
+        if bound is None:
+            # a copy, or loaded from a file
+            return self._settle(module, None)
+        if bound.process != _process:
+            return EAGER  # an engine's threads do not exist in a forked child
+        if bound.threads != torch.get_num_threads():
+            return self._settle(module, bound)
+        state = bound.guard.check()
+        if state != UNCHANGED:
+            return EAGER if state == CHANGED else self._settle(module, bound)
+        if torch.is_grad_enabled() and (bound.guard.requires_grad or needs_grad(tensors)):
+            return EAGER
+        shapes = tuple([t.shape for t in tensors])
+        good = bound.shapes.get(shapes)
+        if good is None:
+            good = self._admit(bound, module, args, kwargs, tensors, shapes)
+        if not good:
+            return EAGER
+        try:
+            return self._result(bound.forward(*tensors))
+        except Exception as error:  # eager decides whether the argument is at fault or the engine
+            return self._failed(bound, module, args, kwargs, error)
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
+        """The tensors among the arguments, or None if these are not those of the captured call."""
+        plan = self.plan
+        if len(args) == len(plan.tensors) == len(plan.leaves) and not kwargs and plan.flat:
+            tensors = args
+        else:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            if spec != plan.arguments:
+                return None
+            for leaf, captured in zip(leaves, plan.leaves, strict=True):
+                if not isinstance(leaf, Tensor) and (type(leaf) is not type(captured) or leaf != captured):
+                    return None
+            tensors = tuple([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        if len(tensors) != len(plan.tensors):
+            return None
+        for tensor, (dtype, device, rank) in zip(tensors, plan.tensors, strict=True):
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.dtype != dtype
+                or tensor.device.type != device
+                or tensor.dim() != rank
+            ):
+                return None
+        return tensors
+
+    def _result(self, found: tuple[Tensor, ...]) -> Any:
+        if self.plan.single:
+            return found[0]
+        given = iter(found)
+        leaves = [next(given) if isinstance(v, str) and v == TENSOR else v for v in self.plan.results]
+        return pytree.tree_unflatten(leaves, self.plan.result)
+
+    # ---------------------------------------------------------------- rarely
+
+    def _admit(
+        self,
+        bound: _Bound,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: tuple[Tensor, ...],
+        shapes: tuple[Any, ...],
+    ) -> bool:
+        """Whether these shapes may run by the engines. The first time that sizes of 0 or 1 occur in other places, the
+        results are compared with those of eager: a graph may hold for all sizes but these."""
+        refused = self.plan.refused_sizes(shapes)
+        if refused is not None:
+            self.note(f"runs eager for sizes where not {refused}")
+        kind = tuple(tuple(min(size, 2) for size in shape) for shape in shapes)
+        if refused is None and kind not in bound.kinds:
+            bound.kinds[kind] = self._agrees(bound, module, args, kwargs, tensors)
+            if not bound.kinds[kind]:
+                self.note(
+                    f"runs eager for shapes such as {', '.join(str(tuple(s)) for s in shapes)}: other results"
+                )
+        good = refused is None and bound.kinds[kind]
+        if len(bound.shapes) >= MOST_SHAPES:
+            bound.shapes.clear()
+        bound.shapes[shapes] = good
+        return good
+
+    def _agrees(
+        self,
+        bound: _Bound,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: tuple[Tensor, ...],
+    ) -> bool:
+        with torch.no_grad():
+            expected = original_forward(module, args, kwargs)  # raises on invalid arguments, as it should
+            try:
+                found = bound.forward(*tensors)
+            except Exception as error:
+                self.note(f"an engine failed: {type(error).__name__}: {first_line(error)}")
+                return False
+        wanted = [v for v in pytree.tree_leaves(expected) if isinstance(v, Tensor)]
+        return agree(found, wanted, self.record.precision)
+
+    def _failed(
+        self,
+        bound: _Bound,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        error: Exception,
+    ) -> Any:
+        """Runs the call eager after an engine has raised. If that raises, too, the argument was at fault."""
+        result = original_forward(module, args, kwargs)
+        message = f"an engine failed and is not used any more: {type(error).__name__}: {first_line(error)}"
+        self.enabled = False
+        self.note(message)
+        warnings.warn(f"cnnlstm_fast: {message}. The model runs eager, with the same results.", stacklevel=4)
+        return result
+
+    def _settle(self, module: nn.Module, bound: _Bound | None) -> Any:
+        """The weights or the number of threads changed, or the module is a copy: builds the engines again once several
+        calls in a row have found the same weights, and runs eager until then."""
+        with self._lock:
+            if self._bound is not bound:
+                return EAGER  # another thread has done it
+            if self._candidate is None or self._candidate.check() != UNCHANGED:
+                self._candidate, self._same = Guard(module, _IGNORED), 0
+            self._same += 1
+            if self._same < CALLS_BEFORE_REBUILD:
+                return EAGER
+            self._candidate, self._same = None, 0
+            try:
+                self.bind(module)
+            except Exception as error:
+                self.enabled = False
+                self.note(
+                    f"could not be built again for other weights: {type(error).__name__}: {first_line(error)}"
+                )
+        return EAGER
+
+    # ---------------------------------------------------------------- engines
+
+    def bind(self, module: nn.Module, runs: dict[int, Run] | None = None) -> None:
+        """Builds the engines for the module's present weights.
+
+        Args:
+            runs: of regions that are built already, by number.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            guard = Guard(module, _IGNORED)
+            tensors = self.plan.tensors_of(module)
+            options = Options(torch.get_num_threads(), self.record.precision)
+            made = dict(runs or {})
+            for k, choice in enumerate(self.record.regions):
+                if k not in made:
+                    region = build_region(str(k), self.plan.regions[k], tensors)
+                    made[k] = ENGINES[choice.engine].build(region, region.example(choice.sizes), options)
+            self._bound = _Bound(guard, options.threads, top_function(self.plan, module, tensors, made))
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of a copy or pickle the engines are built at its first calls."""
+        return restore_runner, (self.plan.to_json(), self.record.to_json(), self.enabled)
+
+
+def restore_runner(plan: dict[str, Any], record: dict[str, Any], enabled: bool) -> Runner:
+    runner = Runner(Plan.from_json(plan), Record.from_json(record))
+    runner.enabled = enabled
+    return runner
+
+
+def original_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The module's forward without a runner."""
+    cls = type(module)
+    forward = getattr(cls, "original_class", cls).forward if RUNNER in module.__dict__ else cls.forward
+    return forward(module, *args, **kwargs)
+
+
+def top_function(plan: Plan, module: nn.Module, tensors: dict[str, Tensor], runs: Mapping[int, Run]) -> Any:
+    """The plan's top graph as a function of the call's tensors.
+
+    Args:
+        tensors: of the module, by the targets of ``get_attr`` nodes.
+        runs: of the regions, by number.
+    """
+    names: dict[str, Any] = dict(tensors)
+    names |= {f"region_{k}": run for k, run in runs.items()}
+    for k, place in enumerate(plan.lstms):
+        layer = module.get_submodule(place.module) if place.module else module
+        backend = layer.backend if place.module and is_fast(layer) else "auto"
+        names[f"lstm_{k}"] = LSTMCall(place, backend)  # type: ignore[arg-type]
+    return as_function(plan.top, SimpleNamespace(**names))
+
+
+def as_function(graph: fx.Graph, attributes: Any) -> Any:
+    """The graph as a function; its ``get_attr`` and ``call_module`` nodes name attributes of the object."""
+    code = graph.python_code("self")
+    space = dict(code.globals)
+    exec(
+        code.src, space
+    )  # FX's own way from a graph to a function: every name in it was checked (serialize.py)
+    return space["forward"].__get__(attributes)
