@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from . import vary
+from .agreement import first_line
+from .conditions import holds, parse
 from .region import SCALAR_FUNCTIONS, TensorSpec
 
 aten = torch.ops.aten
+
+
+_DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
 
 
 class CannotCaptureError(Exception):
@@ -47,7 +59,11 @@ class Captured:
     results: tuple[Any, ...]
     """The flattened result: ``TENSOR`` for each tensor, any other value as it was."""
     conditions: tuple[str, ...]
-    """Python expressions over the sizes, such as "x0[2] % 8 == 0", in which x0 is the shape of the first tensor."""
+    """What the graph needs: Python expressions over the sizes, such as "x0[2] % 8 == 0", in which x0 is the shape of the
+    first tensor."""
+    assumptions: tuple[str, ...]
+    """Inequalities that held in capture. Most stem from PyTorch's questions whether a tensor is contiguous, which do not
+    change the graph; where one does not hold, the graph needs a test."""
 
 
 TENSOR = "<tensor>"
@@ -73,10 +89,44 @@ class _Flat(nn.Module):
         args, kwargs = pytree.tree_unflatten(
             [next(given) if leaf == TENSOR else leaf for leaf in self._leaves], self._arguments
         )
-        found, spec = pytree.tree_flatten(self.m(*args, **kwargs))
+        with _AnySize():
+            # not by a call of the module, whose own hooks run outside of the graph
+            found, spec = pytree.tree_flatten(self.m.forward(*args, **kwargs))
         kept = tuple(TENSOR if isinstance(v, Tensor) else v for v in found)
         self._record(kept, spec)
         return tuple(v for v in found if isinstance(v, Tensor))
+
+
+class _AnySize(TorchFunctionMode):
+    """Replaces functions for which torch.export takes sizes for fixed by equal ones for which it does not."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (F.max_pool1d, torch.max_pool1d):
+            return _max_pool1d(*args, **{k: v for k, v in kwargs.items() if k != "return_indices"})
+        return function(*args, **kwargs)
+
+
+def _max_pool1d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    def pair(value: Any, other: int) -> tuple[int, int]:
+        return (other, value[0] if isinstance(value, (tuple, list)) else value)
+
+    found = F.max_pool2d(
+        input.unsqueeze(-2),
+        pair(kernel_size, 1),
+        pair(stride if stride else kernel_size, 1),
+        pair(padding, 0),
+        pair(dilation, 1),
+        ceil_mode,
+    )
+    return found.squeeze(-2)
 
 
 def flatten(
@@ -88,43 +138,80 @@ def flatten(
     return tuple(TENSOR if isinstance(v, Tensor) else v for v in leaves), tensors, spec
 
 
-def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
-    """Captures the call ``module(*args, **kwargs)`` in inference mode, with every size that may vary left open.
+def capture(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float = math.inf
+) -> Captured:
+    """Captures the call ``module(*args, **kwargs)`` in inference mode, for all sizes that may vary (see ``vary``).
 
     Raises:
         CannotCaptureError: why the module cannot be captured.
     """
     leaves, tensors, arguments = flatten(args, kwargs)
     _check_arguments(leaves, tensors)
+    _check_hooks(module)
     # by a function, since export restores the attributes of a module
     found: list[tuple[tuple[Any, ...], pytree.TreeSpec]] = []
     flat = _Flat(module, leaves, arguments, lambda kept, spec: found.append((kept, spec)))
-    program = _export(flat, tensors)
-    results, result = found[-1]
+    groups = vary.find(flat.forward, tensors, deadline)
+    reasons: list[str] = []
+    for strict in (False, True):  # the first is quicker; the second keeps `int(size)` open
+        try:
+            program = _export(flat, vary.for_capture(tensors, groups), vary.varying(groups), strict)
+            captured = _captured(program, leaves, arguments, *found[-1])
+            _check_sizes(captured, groups)
+            return captured
+        except CannotCaptureError as error:
+            reasons.append(str(error))
+    raise CannotCaptureError('; '.join(reasons))
+
+
+def _captured(
+    program: torch.export.ExportedProgram,
+    leaves: tuple[Any, ...],
+    arguments: pytree.TreeSpec,
+    results: tuple[Any, ...],
+    result: pytree.TreeSpec,
+) -> Captured:
     strange = next((v for v in results if not isinstance(v, (str, int, float, bool, type(None)))), None)
     if strange is not None:
         raise CannotCaptureError(f"it returns a {type(strange).__name__}, which no graph holds")
-    graph, weights, constants = _copy_graph(program, module)
+    graph, weights, constants = _copy_graph(program)
     _make_functional(graph)
+    _drop_dropout(graph)
     _drop_unused(graph)
     _check_nodes(graph)
     shapes = [tuple(node.meta["spec"].shape) for node in graph.nodes if node.op == "placeholder"]
-    fixed = [
-        f"x{k}[{d}] == {size}"
-        for k, shape in enumerate(shapes)
-        for d, size in enumerate(shape)
-        if isinstance(size, int)
-    ]
-    return Captured(
-        graph,
-        weights,
-        constants,
-        arguments,
-        leaves,
-        result,
-        results,
-        (*fixed, *_equal_sizes(shapes), *_conditions(program)),
-    )
+    needed = dict.fromkeys((*_fixed_sizes(shapes), *_equal_sizes(shapes), *_conditions(program)))
+    assumed = tuple(text for text in needed if "!=" in text)
+    conditions = tuple(text for text in needed if text not in assumed)
+    return Captured(graph, weights, constants, arguments, leaves, result, results, conditions, assumed)
+
+
+def _check_sizes(captured: Captured, groups: list[vary.Group]) -> None:
+    """The graph must hold for sizes at which the module itself has run: for each dimension, in one of the ways in which
+    it has varied."""
+    trees = [parse(text) for text in captured.conditions]
+    failed: dict[vary.Dims, str] = {}
+    for group in groups:
+        shapes = [t.shape for t in group.tensors]
+        refused = next((k for k, tree in enumerate(trees) if not holds(tree, shapes)), None)
+        if refused is not None:
+            failed[group.dims] = captured.conditions[refused]
+    good = {pair for group in groups if group.dims not in failed for pair in group.dims}
+    for dims, text in failed.items():
+        if not set(dims) <= good:
+            where = ", ".join(f"x{k}[{d}]" for k, d in dims)
+            raise CannotCaptureError(f"torch.export takes the size {where} for fixed ({text[:80]})")
+
+
+def _check_hooks(module: nn.Module) -> None:
+    """Hooks of the modules inside are the user's code, which a graph would leave out or repeat; weight normalisation
+    is one that computes tensors only."""
+    for name, part in module.named_modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            for hook in getattr(part, kind).values():
+                if part is not module and not isinstance(hook, (WeightNorm, SpectralNorm)):
+                    raise CannotCaptureError(f"{name} has a hook, {getattr(hook, '__name__', type(hook).__name__)}")
 
 
 def _check_arguments(leaves: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> None:
@@ -138,24 +225,19 @@ def _check_arguments(leaves: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> No
             raise CannotCaptureError(f"it takes a {type(tensor).__name__} of layout {tensor.layout}")
 
 
-def _export(flat: _Flat, tensors: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def _export(
+    flat: _Flat, tensors: tuple[Tensor, ...], varying: frozenset[tuple[int, int]], strict: bool
+) -> torch.export.ExportedProgram:
     from torch.fx.experimental import _config as symbolic
 
     auto = torch.export.Dim.AUTO
-    dims = (tuple({d: auto for d in range(t.dim())} for t in tensors),)
+    dims = (tuple({d: auto for j, d in varying if j == k} for k in range(len(tensors))),)
     try:
-        # Without `backed_size_oblivious`, a size that is 1 in the example is taken for fixed.
-        with (
-            symbolic.patch(  # type: ignore[attr-defined]
-                backed_size_oblivious=True
-            ),
-            torch.no_grad(),
-            _quiet(),
-        ):
-            return torch.export.export(flat, tensors, dynamic_shapes=dims, strict=False)
+        # `backed_size_oblivious`: no branch is taken because a size happens to be 1, or not
+        with symbolic.patch(backed_size_oblivious=True), torch.no_grad(), _quiet():  # type: ignore[attr-defined]
+            return torch.export.export(flat, tensors, dynamic_shapes=dims, strict=strict)
     except Exception as error:  # whatever the user's code or export raises is the reason
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-        raise CannotCaptureError(f"torch.export: {type(error).__name__}: {lines[0][:200]}") from error
+        raise CannotCaptureError(f"torch.export: {type(error).__name__}: {first_line(error)}") from error
 
 
 @contextmanager
@@ -169,7 +251,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -178,7 +260,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy_graph(
-    program: torch.export.ExportedProgram, module: nn.Module
+    program: torch.export.ExportedProgram,
 ) -> tuple[fx.Graph, dict[str, str], dict[str, Tensor]]:
     """The program's graph with ``get_attr`` nodes for what export lifted to placeholders."""
     signature = program.graph_signature
@@ -211,7 +293,7 @@ def _copy_graph(
         if isinstance(value, Tensor):
             new.meta["spec"] = TensorSpec(value.dtype, tuple(_size(s) for s in value.shape))
             new.meta["device"] = value.device.type
-        elif isinstance(value, torch.SymInt):
+        elif isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             new.meta["size"] = _size(value)
         elif isinstance(value, (list, tuple)):
             new.meta["several"] = True
@@ -227,12 +309,9 @@ def _size(size: Any) -> int | str:
 
 def _modules_of(node: fx.Node) -> tuple[str, ...]:
     """The names of the modules inside which the operator was called, outermost first."""
-    found = node.meta.get("nn_module_stack") or {}
-    return tuple(
-        path.removeprefix("L['self'].").removeprefix("m.").removeprefix("m")
-        for path, _ in found.values()
-        if path not in ("", "m")
-    )
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path.removeprefix("L['self'].") for path, _ in stack.values()]
+    return tuple(path.removeprefix("m.") for path in paths if path.startswith("m."))
 
 
 # ---------------------------------------------------------------- operators that edit their argument
@@ -305,6 +384,13 @@ def _drop_unused(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
+def _drop_dropout(graph: fx.Graph) -> None:
+    """Outside of training dropout is the identity."""
+    for node in graph.nodes:
+        if getattr(node.target, "overloadpacket", None) in _DROPOUTS and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+
+
 def _check_nodes(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op != "call_function":
@@ -322,6 +408,13 @@ def _check_nodes(graph: fx.Graph) -> None:
 
 
 # ---------------------------------------------------------------- conditions on sizes
+
+
+def _fixed_sizes(shapes: list[tuple[int | str, ...]]) -> Iterator[str]:
+    for k, shape in enumerate(shapes):
+        for d, size in enumerate(shape):
+            if isinstance(size, int):
+                yield f"x{k}[{d}] == {size}"
 
 
 def _equal_sizes(shapes: list[tuple[int | str, ...]]) -> Iterator[str]:
@@ -356,4 +449,4 @@ def _conditions(program: torch.export.ExportedProgram) -> list[str]:
     return found
 
 
-_TENSOR_SIZE = re.compile(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
+_TENSOR_SIZE = re.compile(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]")

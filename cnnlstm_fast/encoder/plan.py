@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from . import serialize
 from .capture import TENSOR, Captured
-from .conditions import holds, parse
+from .conditions import Shapes, holds, parse
 from .lstm_call import LSTMPlace
 from .regions import Cut, cut
 
@@ -31,6 +31,7 @@ class Plan:
     result: pytree.TreeSpec
     results: tuple[Any, ...]
     conditions: tuple[str, ...]
+    assumptions: tuple[str, ...]
     tensors: tuple[tuple[torch.dtype, str, int], ...] = field(default=())
     """Dtype, type of device and rank of each tensor among the arguments."""
 
@@ -50,6 +51,7 @@ class Plan:
             captured.result,
             captured.results,
             captured.conditions,
+            captured.assumptions,
             tuple((m["spec"].dtype, m["device"], len(m["spec"].shape)) for m in given),
         )
 
@@ -65,13 +67,18 @@ class Plan:
         return self.results == (TENSOR,) and self.result == pytree.tree_structure(0)
 
     @cached_property
-    def _parsed(self) -> list[Any]:
-        return [parse(text) for text in self.conditions]
+    def _parsed(self) -> tuple[list[Any], list[Any]]:
+        return [parse(text) for text in self.conditions], [parse(text) for text in self.assumptions]
 
-    def refused_sizes(self, shapes: tuple[tuple[int, ...], ...]) -> str | None:
+    def refused_sizes(self, shapes: Shapes) -> str | None:
         """None, or the condition on the sizes that these shapes do not meet."""
-        failed = next((k for k, tree in enumerate(self._parsed) if not holds(tree, shapes)), None)
+        failed = next((k for k, tree in enumerate(self._parsed[0]) if not holds(tree, shapes)), None)
         return None if failed is None else self.conditions[failed]
+
+    def kind(self, shapes: Shapes) -> tuple[Any, ...]:
+        """What the graph's validity may depend on: which sizes are 0 or 1, and which assumptions hold."""
+        small = tuple(tuple(min(size, 2) for size in shape) for shape in shapes)
+        return (small, *(holds(tree, shapes) for tree in self._parsed[1]))
 
     def tensors_of(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's tensors, and constants, by the targets of ``get_attr`` nodes.
@@ -104,6 +111,7 @@ class Plan:
             "result": serialize.spec_to_json(self.result),
             "results": list(self.results),
             "conditions": list(self.conditions),
+            "assumptions": list(self.assumptions),
             "tensors": [
                 [str(dtype).removeprefix("torch."), device, rank] for dtype, device, rank in self.tensors
             ],
@@ -130,7 +138,8 @@ class Plan:
             serialize.spec_from_json(data["result"]),
             tuple(data["results"]),
             tuple(data["conditions"]),
+            tuple(data["assumptions"]),
             tuple((getattr(torch, dtype), device, rank) for dtype, device, rank in data["tensors"]),
         )
-        assert plan._parsed is not None  # the conditions are arithmetic
+        assert plan._parsed  # arithmetic, or an error
         return plan

@@ -57,7 +57,7 @@ class _Bound:
     shapes: dict[Any, bool] = field(default_factory=dict)
     """Whether calls with these shapes run by the engines."""
     kinds: dict[Any, bool] = field(default_factory=dict)
-    """The same for each pattern of sizes 0, 1 and more."""
+    """The same for each kind of shapes, see ``Plan.kind``."""
 
 
 class Runner:
@@ -152,12 +152,11 @@ class Runner:
         tensors: tuple[Tensor, ...],
         shapes: tuple[Any, ...],
     ) -> bool:
-        """Whether these shapes may run by the engines. The first time that sizes of 0 or 1 occur in other places, the
-        results are compared with those of eager: a graph may hold for all sizes but these."""
+        """Whether these shapes may run by the engines. The first shapes of each kind are run both ways, and compared."""
         refused = self.plan.refused_sizes(shapes)
         if refused is not None:
             self.note(f"runs eager for sizes where not {refused}")
-        kind = tuple(tuple(min(size, 2) for size in shape) for shape in shapes)
+        kind = self.plan.kind(shapes)
         if refused is None and kind not in bound.kinds:
             bound.kinds[kind] = self._agrees(bound, module, args, kwargs, tensors)
             if not bound.kinds[kind]:
