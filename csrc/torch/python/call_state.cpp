@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kMaxDepth = 16;
 
-// What every thread starts with, and what inference mode changes of it. Everything that takes part in the calls of
-// operators has a key of its own here: dispatch modes, functorch's transforms, the tracer, autocast.
+// What every thread starts with, and what inference mode changes of it. Everything that takes part in the
+// calls of operators has a key of its own here: dispatch modes, functorch's transforms, the tracer, autocast.
 bool nothing_takes_part() {
   const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
   return (keys.included_ - c10::default_included_set).empty() &&

@@ -5,7 +5,7 @@
 
 namespace cnnlstm {
 
-// See plain_call and needs_grad in cnnlstm_fast/encoder/guard.py. Both run no Python code.
+// See their docstrings in guard.cpp.
 bool is_plain_call(PyObject* args);
 bool needs_grad(PyObject* args);
 

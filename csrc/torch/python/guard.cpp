@@ -1,5 +1,5 @@
-// cnnlstm_fast._guard: whether a captured region may run. Plain methods of Python's C interface: they are called before
-// every call of a region, and pybind11's own would take a large part of the time.
+// cnnlstm_fast._guard: whether a captured region may run. Plain methods of Python's C interface: they are
+// called before every call of a region, and pybind11's own would take a large part of the time.
 #include <pybind11/pybind11.h>
 
 #include <exception>
@@ -36,7 +36,8 @@ PyObject* snapshot_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"module", "ignored", "module_class", "globals", nullptr};
   PyObject *module, *ignored, *module_class, *globals;
   if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!O!O!:Snapshot", const_cast<char**>(names), &module,
-                                   &PyFrozenSet_Type, &ignored, &PyType_Type, &module_class, &PyTuple_Type, &globals))
+                                   &PyFrozenSet_Type, &ignored, &PyType_Type, &module_class, &PyTuple_Type,
+                                   &globals))
     return nullptr;
   return with_python_errors([&]() -> PyObject* {
     if (!PyObject_TypeCheck(module, reinterpret_cast<PyTypeObject*>(module_class)))
@@ -101,8 +102,24 @@ PyObject* needs_grad(PyObject*, PyObject* args) {
 }
 
 PyMethodDef functions[] = {
-    {"plain_call", plain_call, METH_O, "Whether nothing but the operators themselves takes part in a call."},
-    {"needs_grad", needs_grad, METH_O, "Whether grad mode is on and one of the tensors requires a gradient."},
+    {"plain_call", plain_call, METH_O,
+     "plain_call(args, /)\n--\n\n"
+     "Whether nothing but the operators themselves takes part in a call with these arguments, a tuple.\n\n"
+     "False under a mode of __torch_function__ (a default device is one) or __torch_dispatch__, a transform "
+     "of\n"
+     "torch.func, torch.jit.trace, make_fx, torch.export, autocast (of any device), or a level of "
+     "forward-mode\n"
+     "differentiation (in any thread); for a tensor of a subclass, a wrapper, a sparse layout, or with a "
+     "lazy\n"
+     "conjugation or negation; for an object that is no tensor, number, string or None, nor a list, tuple or "
+     "dict\n"
+     "of them (at most 16 deep). Dynamo cannot trace it: ask torch.compiler.is_compiling() first.\n"
+     "Runs no Python code."},
+    {"needs_grad", needs_grad, METH_O,
+     "needs_grad(args, /)\n--\n\n"
+     "Whether gradients are recorded and a tensor among the arguments, also in lists, tuples and dicts, "
+     "requires\n"
+     "one. Runs no Python code."},
     {}};
 
 }  // namespace

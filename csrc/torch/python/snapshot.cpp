@@ -29,8 +29,8 @@ uint64_t version_of(PyObject* container) {
   return 0;
 }
 
-// Calls visit(key, value) for every item until it returns false, and returns whether it never did. Runs no Python
-// code, also in a subclass with an __iter__ of its own.
+// Calls visit(key, value) for every item until it returns false, and returns whether it never did. Runs no
+// Python code, also in a subclass with an __iter__ of its own.
 template <typename Visit>
 bool for_each_item(PyObject* container, Visit visit) {
   if (PyDict_Check(container)) {
@@ -43,7 +43,8 @@ bool for_each_item(PyObject* container, Visit visit) {
   } else if (PySet_GET_SIZE(container) != 0) {
     const auto items = py::reinterpret_steal<py::object>(PySet_Type.tp_iter(container));
     if (!items) throw py::error_already_set();
-    while (const auto value = py::reinterpret_steal<py::object>(Py_TYPE(items.ptr())->tp_iternext(items.ptr())))
+    while (const auto value =
+               py::reinterpret_steal<py::object>(Py_TYPE(items.ptr())->tp_iternext(items.ptr())))
       if (!visit(nullptr, value.ptr())) return false;
   }
   return true;
@@ -101,7 +102,8 @@ void Snapshot::add_module(PyObject* module) {
   }
   PyObject** slot = _PyObject_GetDictPtr(module);
   if (slot == nullptr || *slot == nullptr) throw py::type_error("a module without a __dict__");
-  modules_.push_back({module, reinterpret_cast<PyTypeObject*>(hold(reinterpret_cast<PyObject*>(type))), slot, *slot});
+  modules_.push_back(
+      {module, reinterpret_cast<PyTypeObject*>(hold(reinterpret_cast<PyObject*>(type))), slot, *slot});
   add_container(*slot, Kind::kModule);
 }
 
@@ -220,7 +222,8 @@ Verdict Snapshot::check() {
 }
 
 bool Snapshot::requires_grad() const {
-  return std::any_of(tensors_.begin(), tensors_.end(), [](const auto& tensor) { return tensor.requires_grad(); });
+  return std::any_of(tensors_.begin(), tensors_.end(),
+                     [](const auto& tensor) { return tensor.requires_grad(); });
 }
 
 int Snapshot::traverse(visitproc visit, void* arg) const {

@@ -12,13 +12,13 @@
 
 namespace cnnlstm {
 
-// Owns a reference to every object that it compares by identity, so that no address is used again while it lives. It
-// can be part of a cycle (its module may hold it): traverse and clear let Python's collector break that.
-// The GIL protects it.
+// Owns a reference to every object that it compares by identity, so that no address is used again while it
+// lives. It can be part of a cycle (its module may hold it): traverse and clear let Python's collector break
+// that. The GIL protects it.
 class Snapshot {
  public:
-  // `root` with all modules that it holds, and `globals`, a tuple of dicts. The keys in `ignored`, a set, are left out
-  // of the modules' __dict__.
+  // `root` with all modules that it holds, and `globals`, a tuple of dicts. The keys in `ignored`, a set, are
+  // left out of the modules' __dict__.
   Snapshot(PyObject* root, PyObject* ignored, PyTypeObject* module_class, PyObject* globals);
   Snapshot(const Snapshot&) = delete;
   Snapshot& operator=(const Snapshot&) = delete;
@@ -55,7 +55,7 @@ class Snapshot {
     Kind kind;
   };
   struct Item {
-    PyObject* key;    // null in a list or set
+    PyObject* key;  // null in a list or set
     PyObject* value;
     int32_t tensor;  // where it is remembered, or -1
   };

@@ -17,6 +17,8 @@ c10::TensorImpl* unpack(PyObject* tensor) { return THPVariable_Unpack(tensor).un
 
 TensorState::TensorState(PyObject* tensor)
     : object_(tensor),
+      impl_(unpack(tensor)),
+      autograd_(unpack(tensor)->autograd_meta()),
       type_(Py_TYPE(tensor)),
       keys_(unpack(tensor)->key_set()),
       dtype_(unpack(tensor)->dtype()),
@@ -27,6 +29,7 @@ TensorState::TensorState(PyObject* tensor)
   strided_ = impl->has_storage() && impl->layout() == c10::kStrided && !impl->is_nested() &&
              !impl->is_python_dispatch() && !impl->has_symbolic_sizes_strides();
   if (!strided_) return;
+  storage_ = impl->unsafe_storage().unsafeGetStorageImpl();
   sizes_ = impl->sizes();
   strides_ = impl->strides();
   data_ = static_cast<const std::byte*>(impl->data());
@@ -52,6 +55,11 @@ bool TensorState::for_each_piece(Visit visit) const {
 }
 
 void TensorState::prefetch() const {
+  __builtin_prefetch(object_);
+  for (std::size_t offset = 0; offset < sizeof(c10::TensorImpl); offset += kLine)
+    __builtin_prefetch(static_cast<const std::byte*>(impl_) + offset);
+  __builtin_prefetch(autograd_);
+  __builtin_prefetch(storage_);
   for_each_piece([](const std::byte* piece, std::size_t size) {
     for (std::size_t offset = 0; offset < size; offset += kLine) __builtin_prefetch(piece + offset);
     return true;

@@ -22,13 +22,15 @@ class TensorState {
   // What another tensor in its place is: never kUnchanged.
   Verdict compare(PyObject* now) const;
 
-  // Starts to load what compare() will read of the contents. They are cold, and so the misses overlap.
+  // Starts to load what compare() will read. All of it is cold after a call of an engine, and so the misses
+  // overlap.
   void prefetch() const;
 
   bool requires_grad() const { return requires_grad_; }
 
  private:
-  // Contents of a larger tensor are compared in `kLines` cache lines, evenly spread from the first to the last.
+  // Contents of a larger tensor are compared in `kLines` cache lines, evenly spread from the first to the
+  // last.
   static constexpr std::size_t kLine = 64, kLines = 4, kSample = kLine * kLines;
 
   template <typename Visit>
@@ -36,6 +38,8 @@ class TensorState {
   bool same_sample() const;
 
   PyObject* object_;
+  // Where its parts were: only to load them early, for these may be gone.
+  const void *impl_, *autograd_, *storage_ = nullptr;
   PyTypeObject* type_;
   c10::DispatchKeySet keys_;
   caffe2::TypeMeta dtype_;
