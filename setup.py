@@ -28,7 +28,7 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "cnnlstm_fast"
 DEFAULT_ARCHS = "80;86;89;90a;100;120"
-NATIVE_FILES = ("_C*.so", "libcnnlstm_*.so", "_build_notes.json")
+NATIVE_FILES = ("_C*.so", "_guard*.so", "libcnnlstm_*.so", "_build_notes.json")
 EMULATOR_FILES = ("libcnnlstm_emulator.so", "emulator_test")
 
 

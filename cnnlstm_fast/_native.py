@@ -1,5 +1,5 @@
-"""Loads the compiled part: the operators' library and the extension module ``_C``, which describes the build and the
-machine.
+"""Loads the compiled part: the operators' library, the extension module ``_C``, which describes the build and the
+machine, and ``_guard``, which looks into PyTorch's objects.
 
 A package without it is valid and not an error: ``available`` is False and ``reason`` gives the cause. A library that
 was built and does not load is an error: one warning gives the cause and the remedy.
@@ -45,6 +45,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
         if _minor(built) != _minor(running):
             raise ImportError(f"it was built for PyTorch {_minor(built)}, and this is PyTorch {running}")
         torch.ops.load_library(str(_HERE / "libcnnlstm_fast.so"))
+        importlib.import_module("cnnlstm_fast._guard")
     except (ImportError, OSError) as error:
         # the message of PyTorch names the file; the dynamic linker's message is in the cause
         why = f"the native part was built but cannot be used: {error.__cause__ or error}"

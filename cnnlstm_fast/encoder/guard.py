@@ -1,34 +1,81 @@
-"""TEMPORARY"""
+"""Guard: whether a module is still what it was when a region of it was captured, and whether a call is a plain one.
 
-import torch
+Only for where the native part is available (``_native.available``): without it nothing is captured.
+"""
 
-UNCHANGED, WEIGHTS, CHANGED = 0, 1, 2
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from .. import _native
+
+if _native.available:
+    from .._guard import Snapshot, needs_grad, plain_call
+
+__all__ = ["CHANGED", "UNCHANGED", "WEIGHTS", "Guard", "needs_grad", "plain_call"]
+
+UNCHANGED, WEIGHTS, CHANGED = range(3)
+"""What ``Guard.check`` returns, in the order of gravity."""
+
+
+def _global_hooks() -> tuple[dict[int, Any], ...]:
+    """The dicts of hooks that run in every module."""
+    return tuple(
+        value
+        for name, value in vars(torch_module).items()
+        if name.startswith("_global_") and isinstance(value, dict)
+    )
 
 
 class Guard:
-    def __init__(self, module, ignored):
-        import weakref
+    """What a module was when the guard was made, to compare with what it is now.
 
-        self.ts = [(t, t._version) for t in [*module.parameters(), *module.buffers()]]
-        self.requires_grad = any(t.requires_grad for t, _ in self.ts)
-        self.m = weakref.ref(module)
-        self.tr = [m.training for m in module.modules()]
+    It remembers the module and all modules inside, also those that an attribute holds directly or in a dict,
+    list or tuple.
 
-    def check(self):
-        m = self.m()
-        if [x.training for x in m.modules()] != self.tr:
-            return CHANGED
-        ts = [(t, t._version) for t in [*m.parameters(), *m.buffers()]]
-        return (
-            0
-            if len(ts) == len(self.ts) and all(a is c and b == d for (a, b), (c, d) in zip(ts, self.ts))
-            else 1
-        )
+    Args:
+        module: the root.
+        ignored: keys of the modules' ``__dict__`` that may change.
 
+    Raises:
+        TypeError: ``module`` is not an nn.Module, or ``ignored`` not a frozenset.
 
-def is_plain(ts):
-    return not torch.compiler.is_compiling()
+    ``check()`` runs no Python code. It returns
 
+    - ``CHANGED`` (2) if something other than the weights changed: a module's class, or an attribute of one of its
+      classes (names that begin with two underscores count only for ``__call__`` and ``__getattr__``); an entry of
+      a module's ``__dict__`` (``training`` is one) or an item of a dict, list or set in it (parameters, submodules
+      and hooks are there); a hook for all modules; a tensor's shape, dtype, device, layout, class or
+      ``requires_grad``. Objects are compared by identity, numbers and strings by value. A tensor that had several
+      names must keep them: if another one takes the place of one of them alone, that is CHANGED, too.
+    - ``WEIGHTS`` (1) if only tensors have other contents, memory or strides, or another tensor of the same kind
+      stands in the place of one.
+    - ``UNCHANGED`` (0) otherwise. What was changed and then changed back is unchanged, except for tensors whose
+      edits autograd counted.
 
-def needs_grad(ts):
-    return any(t.requires_grad for t in ts)
+    Not seen are edits deeper inside (a list in a list, an attribute of an object that is no module, a closure, a
+    global variable), of a function's code, and of the order in an OrderedDict. An edit of a tensor's contents is
+    seen if autograd counts it. If not (``.data``, NumPy), it is seen where it changes a byte of the sample: a
+    tensor of up to 256 bytes as a whole, of a larger one the first 64 bytes, those at one and at two thirds, and
+    the last whole cache line. Whatever scales, copies or averages a whole tensor changes them; an edit of a few
+    rows may not. Only dense CPU tensors have a sample. A tensor without plain memory (sparse, a wrapper) counts
+    as CHANGED after an edit. Edits of inference tensors are not counted, and so only the sample shows them.
+
+    It holds references to all that it compares, also when a module no longer does. A module may hold its guard:
+    Python's collector frees both.
+    """
+
+    __slots__ = ("_snapshot", "check")
+
+    def __init__(self, module: nn.Module, ignored: frozenset[str] = frozenset()) -> None:
+        self._snapshot = Snapshot(module, ignored, nn.Module, _global_hooks())
+        self.check: Callable[[], int] = self._snapshot.check
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether one of the tensors required a gradient."""
+        return self._snapshot.requires_grad
