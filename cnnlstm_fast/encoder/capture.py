@@ -42,7 +42,7 @@ class Captured:
 
     ``graph`` has one placeholder for each tensor among the call's flattened arguments, ``get_attr`` nodes for the
     tensors of the module (their targets: see ``weights``) and calls of operators that edit nothing. Its output is a
-    tuple of the tensors of the flattened result. Every node that is a tensor has its ``TensorSpec`` in ``meta["spec"]``.
+    tuple of the tensors of the flattened result. A node that is a tensor has its ``TensorSpec`` in ``meta["spec"]``.
     """
 
     graph: fx.Graph
@@ -59,11 +59,11 @@ class Captured:
     results: tuple[Any, ...]
     """The flattened result: ``TENSOR`` for each tensor, any other value as it was."""
     conditions: tuple[str, ...]
-    """What the graph needs: Python expressions over the sizes, such as "x0[2] % 8 == 0", in which x0 is the shape of the
-    first tensor."""
+    """What the graph needs: Python expressions over the sizes, such as "x0[2] % 8 == 0", in which x0 is the shape of
+    the first tensor."""
     assumptions: tuple[str, ...]
-    """Inequalities that held in capture. Most stem from PyTorch's questions whether a tensor is contiguous, which do not
-    change the graph; where one does not hold, the graph needs a test."""
+    """Inequalities that held in capture. Most stem from PyTorch's questions whether a tensor is contiguous, which do
+    not change the graph; where one does not hold, the graph needs a test."""
 
 
 TENSOR = "<tensor>"
@@ -162,7 +162,7 @@ def capture(
             return captured
         except CannotCaptureError as error:
             reasons.append(str(error))
-    raise CannotCaptureError('; '.join(reasons))
+    raise CannotCaptureError("; ".join(reasons))
 
 
 def _captured(
@@ -211,7 +211,9 @@ def _check_hooks(module: nn.Module) -> None:
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             for hook in getattr(part, kind).values():
                 if part is not module and not isinstance(hook, (WeightNorm, SpectralNorm)):
-                    raise CannotCaptureError(f"{name} has a hook, {getattr(hook, '__name__', type(hook).__name__)}")
+                    raise CannotCaptureError(
+                        f"{name} has a hook, {getattr(hook, '__name__', type(hook).__name__)}"
+                    )
 
 
 def _check_arguments(leaves: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> None:

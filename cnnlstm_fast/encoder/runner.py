@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..recurrent.class_swap import is_fast
+from . import guard as guards
 from .agreement import agree, first_line
 from .capture import TENSOR
 from .engines import ENGINES, Options, Run
-from .guard import CHANGED, UNCHANGED, Guard, is_plain, needs_grad
+from .guard import CHANGED, UNCHANGED, Guard
 from .lstm_call import LSTMCall
 from .plan import Plan
 from .record import Record
@@ -53,6 +54,8 @@ class _Bound:
     threads: int
     forward: Any
     """Takes the tensors of a call and returns those of its result."""
+    requires_grad: bool
+    """Whether a weight does, so that a call with gradients enabled needs a graph of autograd."""
     process: int = field(default_factory=os.getpid)
     shapes: dict[Any, bool] = field(default_factory=dict)
     """Whether calls with these shapes run by the engines."""
@@ -83,7 +86,7 @@ class Runner:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of the call, or ``EAGER`` where it must run as it did before."""
         tensors = self._tensors(args, kwargs)
-        if tensors is None or not self.enabled or not is_plain(tensors):
+        if tensors is None or not self.enabled or not guards.plain_call(tensors):
             return EAGER
         bound = self._bound
         if bound is None:
@@ -96,7 +99,7 @@ class Runner:
         state = bound.guard.check()
         if state != UNCHANGED:
             return EAGER if state == CHANGED else self._settle(module, bound)
-        if torch.is_grad_enabled() and (bound.guard.requires_grad or needs_grad(tensors)):
+        if torch.is_grad_enabled() and (bound.requires_grad or guards.needs_grad(tensors)):
             return EAGER
         shapes = tuple([t.shape for t in tensors])
         good = bound.shapes.get(shapes)
@@ -152,7 +155,7 @@ class Runner:
         tensors: tuple[Tensor, ...],
         shapes: tuple[Any, ...],
     ) -> bool:
-        """Whether these shapes may run by the engines. The first shapes of each kind are run both ways, and compared."""
+        """Whether these shapes may run by the engines. The first ones of each kind are run both ways, and compared."""
         refused = self.plan.refused_sizes(shapes)
         if refused is not None:
             self.note(f"runs eager for sizes where not {refused}")
@@ -241,7 +244,8 @@ class Runner:
                 if k not in made:
                     region = build_region(str(k), self.plan.regions[k], tensors)
                     made[k] = ENGINES[choice.engine].build(region, region.example(choice.sizes), options)
-            self._bound = _Bound(guard, options.threads, top_function(self.plan, module, tensors, made))
+            forward = top_function(self.plan, module, tensors, made)
+            self._bound = _Bound(guard, options.threads, forward, guard.requires_grad)
 
     def note(self, text: str) -> None:
         if text not in self.notes:

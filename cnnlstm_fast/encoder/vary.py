@@ -1,7 +1,7 @@
 """Which sizes of a call may vary: found by running the module itself on other sizes.
 
-A graph is captured once for all batch sizes, lengths and widths. Capture must know which dimensions these are, since one
-that is always the same (channels, a height that the code asserts) may decide which branch the code takes.
+A graph is captured once for all batch sizes, lengths and widths. Capture must know which dimensions these are, since
+one that is always the same (channels, a height that the code asserts) may decide which branch the code takes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Dims = tuple[tuple[int, int], ...]
 """Pairs (number of the tensor, dimension)."""
 
 CAPTURE_SIZE = 3
-"""In capture the k-th of the varying dimensions whose size is 1 in the example has size ``CAPTURE_SIZE + 2 * k``: a 1 may
-broadcast and is contiguous in every order, so that a graph of it holds for 1 alone."""
+"""In capture the k-th of the varying dimensions whose size is 1 in the example has size ``CAPTURE_SIZE + 2 * k``: a 1
+may broadcast and is contiguous in every order, so that a graph of it holds for 1 alone."""
 
 
 class Group(NamedTuple):
@@ -29,8 +29,8 @@ class Group(NamedTuple):
 
 
 def find(call: Callable[..., Any], tensors: tuple[Tensor, ...], deadline: float) -> list[Group]:
-    """Tries other sizes for every dimension of the tensors: alone, and together with those of the same size, which may be
-    the same quantity, such as a batch.
+    """Tries other sizes for every dimension of the tensors: alone, and together with those of the same size, which may
+    be the same quantity, such as a batch.
 
     Args:
         call: runs the module on tensors; raises whatever the module raises where sizes do not fit.
