@@ -1,8 +1,8 @@
 """The table of engines. A new engine is one file beside this one and one line here."""
 
-from . import eager
+from . import eager, onednn
 from .base import Engine, Options, Run
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (eager.ENGINE,)}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (eager.ENGINE, onednn.ENGINE)}
 
 __all__ = ["ENGINES", "Engine", "Options", "Run"]

@@ -1,0 +1,103 @@
+"""PyTorch's own fused oneDNN operators, called directly: no compiler, any shape, PyTorch's threads.
+
+``build`` rewrites the region's graph in passes, one file each: ``onednn_fold``, ``onednn_lift``, here the precision,
+``onednn_fuse``, ``onednn_emit``. An operator that no pass knows runs as in eager.
+
+The fused clamps (ReLU6, hardtanh, hardsigmoid) return a limit for NaN, where eager returns NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
+
+from ..region import Region
+from .base import Engine, Options, Run, first_reason
+from .onednn_draft import PRODUCTS, Draft, aten, packet
+from .onednn_emit import compile_function, work_in_place
+from .onednn_fold import fold
+from .onednn_fuse import fuse
+from .onednn_lift import lift
+
+
+def _supports(region: Region, options: Options) -> str | None:
+    specs = (*region.inputs, *region.outputs)
+    dtypes = {s.dtype for s in specs} | {t.dtype for t in region.weights().values()}
+    strange = {d for d in dtypes if d.is_floating_point or d.is_complex} - {torch.float32, torch.bfloat16}
+    bf16 = torch.bfloat16 in dtypes or options.precision == "bf16"
+    return first_reason(
+        (not torch.backends.mkldnn.is_available(), "this PyTorch has no oneDNN"),
+        (strange, f"it has float32 and bfloat16 only, not {', '.join(str(d).removeprefix('torch.') for d in strange)}"),
+        (
+            bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+            "oneDNN has no bfloat16 on this CPU",
+        ),
+        (options.precision not in (None, "bf16"), f"no precision {options.precision!r}"),
+    )
+
+
+def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run:
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(region.module.graph, {}))
+    draft = Draft(graph, region.weights())
+    with torch.no_grad():
+        fold(draft)
+        lift(draft)
+        _set_dtypes(draft, example, options.precision)
+        fuse(draft)
+        work_in_place(draft)
+    return compile_function(draft)
+
+
+def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None) -> None:
+    """Gives each tensor ``meta["example"]``, a fake tensor of the example's shape and the dtype that it will have.
+
+    With "bf16", products take bfloat16, as under autocast; everything else takes what it is given.
+    """
+    graph, given = draft.graph, iter(example)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    casts: dict[fx.Node, fx.Node] = {}
+
+    def evaluate(node: fx.Node) -> None:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["example"])
+        with mode:
+            node.meta["example"] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def cast(n: fx.Node, dtype: torch.dtype, before: fx.Node) -> fx.Node:
+        value = n.meta["example"]
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return n
+        if n not in casts:
+            tensor = draft.tensor(n)
+            with graph.inserting_before(before):
+                if tensor is None:
+                    casts[n] = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
+                else:
+                    casts[n] = draft.add(tensor.to(dtype))
+            casts[n].meta = dict(n.meta) | {"example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))}
+        return casts[n]
+
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            node.meta["example"] = mode.from_tensor(next(given))
+        elif node.op == "get_attr":
+            node.meta["example"] = mode.from_tensor(draft.tensors[node.target])
+        elif node.op == "output":
+            casts.clear()
+            dtypes = {n: n.meta["spec"].dtype for n in node.args[0]}
+            node.args = map_arg(node.args, lambda n: cast(n, dtypes[n], node))
+        else:
+            if precision == "bf16" and packet(node) in PRODUCTS:
+                node.args = map_arg(node.args, lambda n: cast(n, torch.bfloat16, node))
+                node.kwargs = map_arg(node.kwargs, lambda n: cast(n, torch.bfloat16, node))
+            elif packet(node) is aten.prelu:  # the one function of an element that takes no mixed dtypes
+                dtype = node.args[0].meta["example"].dtype
+                node.args = map_arg(node.args, lambda n: cast(n, dtype, node))
+            evaluate(node)
+
+
+ENGINE = Engine("onednn", "PyTorch's fused oneDNN operators", _build, _supports)
