@@ -283,8 +283,7 @@ def _copy_graph(
             constants[name] = program.constants[lifted_constants[node.name]].detach().clone()
             new = graph.get_attr(name)
         elif node.op == "output":
-            found = node.args[0]
-            new = graph.output(tuple(copied[n] for n in found))
+            new = graph.output(tuple(_as_eager(graph, n, copied[n]) for n in node.args[0]))
         elif node.op in ("placeholder", "call_function"):
             new = graph.node_copy(node, lambda n: copied[n])
         else:
@@ -300,6 +299,15 @@ def _copy_graph(
         elif isinstance(value, (list, tuple)):
             new.meta["several"] = True
     return graph, weights, constants
+
+
+def _as_eager(graph: fx.Graph, result: fx.Node, copied: fx.Node) -> fx.Node:
+    """A result that is contiguous in eager must be so for the caller's ``view``, whatever strides an engine prefers."""
+    if not result.meta["val"].is_contiguous():
+        return copied
+    made = graph.call_function(aten.contiguous.default, (copied,))
+    made.meta = dict(copied.meta)
+    return made
 
 
 def _size(size: Any) -> int | str:

@@ -6,6 +6,7 @@ import functools
 import types
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..recurrent.class_swap import FastClass, swap_class
@@ -28,7 +29,7 @@ def runner_class(cls: Any) -> type:
     @functools.wraps(cls.forward)  # the signature is asked for by exporters and trainers
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         runner = self.__dict__.get(RUNNER)
-        if runner is not None:
+        if runner is not None and not torch.compiler.is_compiling():
             result = runner(self, args, kwargs)
             if result is not EAGER:
                 return result

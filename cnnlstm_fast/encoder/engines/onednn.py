@@ -8,8 +8,6 @@ The fused clamps (ReLU6, hardtanh, hardsigmoid) return a limit for NaN, where ea
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,7 +29,10 @@ def _supports(region: Region, options: Options) -> str | None:
     bf16 = torch.bfloat16 in dtypes or options.precision == "bf16"
     return first_reason(
         (not torch.backends.mkldnn.is_available(), "this PyTorch has no oneDNN"),
-        (strange, f"it has float32 and bfloat16 only, not {', '.join(str(d).removeprefix('torch.') for d in strange)}"),
+        (
+            strange,
+            f"it has float32 and bfloat16 only, not {', '.join(str(d).removeprefix('torch.') for d in strange)}",
+        ),
         (
             bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
             "oneDNN has no bfloat16 on this CPU",
@@ -78,7 +79,9 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
                     casts[n] = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
                 else:
                     casts[n] = draft.add(tensor.to(dtype))
-            casts[n].meta = dict(n.meta) | {"example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))}
+            casts[n].meta = dict(n.meta) | {
+                "example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))
+            }
         return casts[n]
 
     for node in list(graph.nodes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,12 @@ def work_in_place(draft: Draft) -> None:
         if name in UNARY:
             _edit(node, 0)
         elif name in POINTWISE and isinstance(node.args[1], fx.Node):
-            if not _edit(node, 0) and name in (aten.add, aten.mul) and not node.kwargs and len(node.args) == 2:
+            if (
+                not _edit(node, 0)
+                and name in (aten.add, aten.mul)
+                and not node.kwargs
+                and len(node.args) == 2
+            ):
                 node.args = node.args[::-1]
                 if not _edit(node, 0):
                     node.args = node.args[::-1]
@@ -77,7 +81,9 @@ def compile_function(draft: Draft) -> Callable[..., tuple[Tensor, ...]]:
             return names[value]
         if isinstance(value, (list, tuple)) and _has_node(value):
             return f"[{', '.join(map(text, value))}]"
-        return repr(value) if value is None or isinstance(value, (bool, int, str)) else constant("value_", value)
+        return (
+            repr(value) if value is None or isinstance(value, (bool, int, str)) else constant("value_", value)
+        )
 
     nodes = list(draft.graph.nodes)
     last_user = {used: node for node in nodes for used in node.all_input_nodes}
@@ -119,11 +125,53 @@ def _callable(target: Any) -> Any:
 
 
 BINDINGS = frozenset(
-    (
-        "relu relu_ sigmoid sigmoid_ tanh tanh_ silu silu_ gelu elu elu_ leaky_relu leaky_relu_ hardtanh hardtanh_ hardswish "
-        "hardswish_ hardsigmoid hardsigmoid_ relu6 clamp clamp_ conv1d conv2d conv3d linear max_pool2d avg_pool2d "
-        "adaptive_avg_pool2d batch_norm layer_norm group_norm contiguous reshape flatten permute transpose squeeze unsqueeze "
-        "cat add add_ mul mul_ mean matmul"
-    ).split()
+    [
+        "relu",
+        "relu_",
+        "sigmoid",
+        "sigmoid_",
+        "tanh",
+        "tanh_",
+        "silu",
+        "silu_",
+        "gelu",
+        "elu",
+        "elu_",
+        "leaky_relu",
+        "leaky_relu_",
+        "hardtanh",
+        "hardtanh_",
+        "hardswish",
+        "hardswish_",
+        "hardsigmoid",
+        "hardsigmoid_",
+        "relu6",
+        "clamp",
+        "clamp_",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "linear",
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "batch_norm",
+        "layer_norm",
+        "group_norm",
+        "contiguous",
+        "reshape",
+        "flatten",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "cat",
+        "add",
+        "add_",
+        "mul",
+        "mul_",
+        "mean",
+        "matmul",
+    ]
 )
 """Operators whose Python binding takes the arguments of every overload."""
