@@ -15,11 +15,14 @@ from torch.fx.node import map_arg
 
 from ..region import Region
 from .base import Engine, Options, Run, first_reason
-from .onednn_draft import PRODUCTS, Draft, aten, packet
+from .onednn_draft import PRODUCTS, Draft, aten, packet, targets
 from .onednn_emit import compile_function, work_in_place
 from .onednn_fold import fold
 from .onednn_fuse import fuse
 from .onednn_lift import lift
+
+FLOAT32 = targets("avg_pool3d grid_sampler cdist prod")
+"""What autocast has computed in float32. Norms and softmax compute in float32 whatever they are given."""
 
 
 def _supports(region: Region, options: Options) -> str | None:
@@ -61,7 +64,7 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
     """
     graph, given = draft.graph, iter(example)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    casts: dict[fx.Node, fx.Node] = {}
+    casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     def evaluate(node: fx.Node) -> None:
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["example"])
@@ -72,17 +75,22 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
         value = n.meta["example"]
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
             return n
-        if n not in casts:
+        if (n, dtype) not in casts:
             tensor = draft.tensor(n)
             with graph.inserting_before(before):
                 if tensor is None:
-                    casts[n] = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
+                    new = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
                 else:
-                    casts[n] = draft.add(tensor.to(dtype))
-            casts[n].meta = dict(n.meta) | {
-                "example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))
-            }
-        return casts[n]
+                    new = draft.add(tensor.to(dtype))
+            new.meta = dict(n.meta) | {"example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))}
+            casts[n, dtype] = new
+        return casts[n, dtype]
+
+    def cast_all(node: fx.Node, dtype: torch.dtype) -> None:
+        node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: cast(n, dtype, node))
+
+    def cast_results(output: fx.Node) -> None:
+        output.args = map_arg(output.args, lambda n: cast(n, n.meta["spec"].dtype, output))
 
     for node in list(graph.nodes):
         if node.op == "placeholder":
@@ -90,16 +98,14 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
         elif node.op == "get_attr":
             node.meta["example"] = mode.from_tensor(draft.tensors[node.target])
         elif node.op == "output":
-            casts.clear()
-            dtypes = {n: n.meta["spec"].dtype for n in node.args[0]}
-            node.args = map_arg(node.args, lambda n: cast(n, dtypes[n], node))
+            cast_results(node)
         else:
             if precision == "bf16" and packet(node) in PRODUCTS:
-                node.args = map_arg(node.args, lambda n: cast(n, torch.bfloat16, node))
-                node.kwargs = map_arg(node.kwargs, lambda n: cast(n, torch.bfloat16, node))
+                cast_all(node, torch.bfloat16)
+            elif precision == "bf16" and packet(node) in FLOAT32:
+                cast_all(node, torch.float32)
             elif packet(node) is aten.prelu:  # the one function of an element that takes no mixed dtypes
-                dtype = node.args[0].meta["example"].dtype
-                node.args = map_arg(node.args, lambda n: cast(n, dtype, node))
+                cast_all(node, node.args[0].meta["example"].dtype)
             evaluate(node)
 
 

@@ -161,12 +161,13 @@ def _absorb_activation(draft: Draft, node: fx.Node) -> None:
     fused = _activation(node)
     if fused is None:
         return
-    if (product.target in (CONVOLUTION, CONVOLUTION_TRANSPOSED, LINEAR) and product.args[-3] == "none") or (
-        product.target is CONVOLUTION_ADD and product.args[-3] is None and fused[0] == "relu"
-    ):
-        product.args = (*product.args[:-3], *fused)
+    if product.target is CONVOLUTION_ADD:
+        free = product.args[-3] is None and fused[0] == "relu"
     else:
+        free = product.target in (CONVOLUTION, CONVOLUTION_TRANSPOSED, LINEAR) and product.args[-3] == "none"
+    if not free:
         return
+    product.args = (*product.args[:-3], *fused)
     node.replace_all_uses_with(product)
     draft.graph.erase_node(node)
 
