@@ -17,11 +17,15 @@ from torch.fx.node import map_arg
 
 from ..region import Region
 from .base import Engine, Options, Run, first_reason
-from .onednn_draft import PRODUCTS, Draft, aten, packet
+from .onednn_draft import PRODUCTS, Draft, aten, packet, targets
 from .onednn_emit import compile_function, work_in_place
 from .onednn_fold import fold
 from .onednn_fuse import fuse
 from .onednn_lift import lift
+
+
+FLOAT32 = targets("avg_pool3d grid_sampler cdist prod")
+"""What autocast has computed in float32. Norms and softmax compute in float32 whatever they are given."""
 
 
 def _supports(region: Region, options: Options) -> str | None:
@@ -31,7 +35,10 @@ def _supports(region: Region, options: Options) -> str | None:
     bf16 = torch.bfloat16 in dtypes or options.precision == "bf16"
     return first_reason(
         (not torch.backends.mkldnn.is_available(), "this PyTorch has no oneDNN"),
-        (strange, f"it has float32 and bfloat16 only, not {', '.join(str(d).removeprefix('torch.') for d in strange)}"),
+        (
+            strange,
+            f"it has float32 and bfloat16 only, not {', '.join(str(d).removeprefix('torch.') for d in strange)}",
+        ),
         (
             bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
             "oneDNN has no bfloat16 on this CPU",
@@ -60,7 +67,7 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
     """
     graph, given = draft.graph, iter(example)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    casts: dict[fx.Node, fx.Node] = {}
+    casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     def evaluate(node: fx.Node) -> None:
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["example"])
@@ -71,15 +78,19 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
         value = n.meta["example"]
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
             return n
-        if n not in casts:
+        if (n, dtype) not in casts:
             tensor = draft.tensor(n)
             with graph.inserting_before(before):
                 if tensor is None:
-                    casts[n] = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
+                    new = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
                 else:
-                    casts[n] = draft.add(tensor.to(dtype))
-            casts[n].meta = dict(n.meta) | {"example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))}
-        return casts[n]
+                    new = draft.add(tensor.to(dtype))
+            new.meta = dict(n.meta) | {"example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))}
+            casts[n, dtype] = new
+        return casts[n, dtype]
+
+    def cast_all(node: fx.Node, dtype: torch.dtype) -> None:
+        node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: cast(n, dtype, node))
 
     for node in list(graph.nodes):
         if node.op == "placeholder":
@@ -87,16 +98,15 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
         elif node.op == "get_attr":
             node.meta["example"] = mode.from_tensor(draft.tensors[node.target])
         elif node.op == "output":
-            casts.clear()
             dtypes = {n: n.meta["spec"].dtype for n in node.args[0]}
             node.args = map_arg(node.args, lambda n: cast(n, dtypes[n], node))
         else:
             if precision == "bf16" and packet(node) in PRODUCTS:
-                node.args = map_arg(node.args, lambda n: cast(n, torch.bfloat16, node))
-                node.kwargs = map_arg(node.kwargs, lambda n: cast(n, torch.bfloat16, node))
+                cast_all(node, torch.bfloat16)
+            elif precision == "bf16" and packet(node) in FLOAT32:
+                cast_all(node, torch.float32)
             elif packet(node) is aten.prelu:  # the one function of an element that takes no mixed dtypes
-                dtype = node.args[0].meta["example"].dtype
-                node.args = map_arg(node.args, lambda n: cast(n, dtype, node))
+                cast_all(node, node.args[0].meta["example"].dtype)
             evaluate(node)
 
 

@@ -18,7 +18,9 @@ def targets(names: str) -> frozenset[Any]:
 
 CONVOLUTIONS = targets("conv1d conv2d conv3d")
 TRANSPOSED = targets("conv_transpose1d conv_transpose2d conv_transpose3d")
-PRODUCTS = CONVOLUTIONS | TRANSPOSED | targets("linear matmul mm bmm addmm baddbmm scaled_dot_product_attention")
+PRODUCTS = (
+    CONVOLUTIONS | TRANSPOSED | targets("linear matmul mm bmm addmm baddbmm scaled_dot_product_attention")
+)
 UNARY = targets(
     "relu relu6 sigmoid tanh silu gelu elu selu celu leaky_relu hardtanh hardswish hardsigmoid clamp clamp_min clamp_max "
     "softplus mish log_sigmoid abs exp neg sqrt rsqrt square"
@@ -61,7 +63,9 @@ class Draft:
         self.tensors[name] = tensor
         return self.graph.create_node("get_attr", name)
 
-    def replace(self, node: fx.Node, target: Any, args: tuple[Any, ...], like: fx.Node | None = None) -> fx.Node:
+    def replace(
+        self, node: fx.Node, target: Any, args: tuple[Any, ...], like: fx.Node | None = None
+    ) -> fx.Node:
         """Replaces a node by a call, and returns the call. ``like``: what the result is like, the node by default."""
         with self.graph.inserting_before(node):
             new = self.graph.call_function(target, args)

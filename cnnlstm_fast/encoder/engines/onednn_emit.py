@@ -34,7 +34,12 @@ def work_in_place(draft: Draft) -> None:
         if name in UNARY:
             _edit(node, 0)
         elif name in POINTWISE and isinstance(node.args[1], fx.Node):
-            if not _edit(node, 0) and name in (aten.add, aten.mul) and not node.kwargs and len(node.args) == 2:
+            if (
+                not _edit(node, 0)
+                and name in (aten.add, aten.mul)
+                and not node.kwargs
+                and len(node.args) == 2
+            ):
                 node.args = node.args[::-1]
                 if not _edit(node, 0):
                     node.args = node.args[::-1]
@@ -77,7 +82,9 @@ def compile_function(draft: Draft) -> Callable[..., tuple[Tensor, ...]]:
             return names[value]
         if isinstance(value, (list, tuple)) and _has_node(value):
             return f"[{', '.join(map(text, value))}]"
-        return repr(value) if value is None or isinstance(value, (bool, int, str)) else constant("value_", value)
+        return (
+            repr(value) if value is None or isinstance(value, (bool, int, str)) else constant("value_", value)
+        )
 
     nodes = list(draft.graph.nodes)
     last_user = {used: node for node in nodes for used in node.all_input_nodes}

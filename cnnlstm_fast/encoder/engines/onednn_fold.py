@@ -45,7 +45,12 @@ def _product_by_weight(draft: Draft, node: fx.Node) -> None:
     elif operator is aten.addmm:
         given = arguments(node)
         bias, source, matrix = given["self"], given["mat1"], given["mat2"]
-        if given["alpha"] != 1 or given["beta"] != 1 or draft.tensor(bias) is None or len(shape(bias) or ()) != 1:
+        if (
+            given["alpha"] != 1
+            or given["beta"] != 1
+            or draft.tensor(bias) is None
+            or len(shape(bias) or ()) != 1
+        ):
             return
     else:
         return

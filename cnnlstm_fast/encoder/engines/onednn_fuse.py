@@ -49,7 +49,9 @@ def _channels_last(draft: Draft, node: fx.Node, before: fx.Node) -> fx.Node:
     if node.target in (CONVOLUTION, CONVOLUTION_ADD, CONVOLUTION_TRANSPOSED):
         return node
     layout = CHANNELS_LAST[len(node.meta["spec"].shape)]
-    known = next((n for n in node.users if packet(n) is aten.contiguous and n.kwargs["memory_format"] is layout), None)
+    known = next(
+        (n for n in node.users if packet(n) is aten.contiguous and n.kwargs["memory_format"] is layout), None
+    )
     if known is not None:
         return known
     with draft.graph.inserting_before(before):
@@ -64,10 +66,16 @@ def _convolution(draft: Draft, node: fx.Node) -> None:
     if weight is None or len(shape(node) or ()) != weight.dim() or weight.dim() not in CHANNELS_LAST:
         return
     dims = weight.dim() - 2
-    stride, dilation, groups = numbers(given["stride"], dims), numbers(given["dilation"], dims), given["groups"]
+    stride, dilation, groups = (
+        numbers(given["stride"], dims),
+        numbers(given["dilation"], dims),
+        given["groups"],
+    )
     padding = given["padding"]
     if isinstance(padding, str):
-        total = [0 if padding == "valid" else d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        total = [
+            0 if padding == "valid" else d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)
+        ]
         padding = [t // 2 for t in total]
         if any(t % 2 for t in total):  # one more at the end
             ends = [amount for t in reversed(total) for amount in (0, t % 2)]
@@ -75,7 +83,9 @@ def _convolution(draft: Draft, node: fx.Node) -> None:
                 source = draft.graph.call_function(aten.constant_pad_nd.default, (source, ends, 0.0))
             source.meta = {"spec": given["input"].meta["spec"]}
             example = given["input"].meta["example"]
-            source.meta["example"] = example.new_empty([*example.shape[:2], *(s + t % 2 for s, t in zip(example.shape[2:], total, strict=True))])
+            source.meta["example"] = example.new_empty(
+                [*example.shape[:2], *(s + t % 2 for s, t in zip(example.shape[2:], total, strict=True))]
+            )
     padding = numbers(padding, dims)
     image = source.meta["example"]
     work = node.meta["example"].numel() * weight[0].numel()
@@ -87,7 +97,9 @@ def _convolution(draft: Draft, node: fx.Node) -> None:
     if plain and image.shape[0] == 1 and image.numel() <= SMALL_IMAGE and min(weight.shape[2:]) <= 3:
         with draft.graph.inserting_before(node):
             packed = draft.add(weight.contiguous(memory_format=torch.channels_last))
-        draft.replace(node, aten.conv2d.default, (source, packed, given["bias"], stride, padding, dilation, groups))
+        draft.replace(
+            node, aten.conv2d.default, (source, packed, given["bias"], stride, padding, dilation, groups)
+        )
         return
     layout = CHANNELS_LAST[weight.dim()]
     with draft.graph.inserting_before(node):
@@ -96,7 +108,9 @@ def _convolution(draft: Draft, node: fx.Node) -> None:
                 weight.contiguous(memory_format=layout), padding, stride, dilation, groups, list(image.shape)
             )
         )
-    draft.replace(node, CONVOLUTION, (source, packed, given["bias"], padding, stride, dilation, groups, *NO_ACTIVATION))
+    draft.replace(
+        node, CONVOLUTION, (source, packed, given["bias"], padding, stride, dilation, groups, *NO_ACTIVATION)
+    )
 
 
 def _by_matrix(draft: Draft, node: fx.Node, source: fx.Node, weight: torch.Tensor) -> None:
@@ -119,7 +133,9 @@ def _transposed(draft: Draft, node: fx.Node) -> None:
     source = _channels_last(draft, source, node)
     with draft.graph.inserting_before(node):
         packed = draft.add(
-            mkldnn._reorder_convolution_transpose_weight(weight.contiguous(), *how, list(source.meta["example"].shape))
+            mkldnn._reorder_convolution_transpose_weight(
+                weight.contiguous(), *how, list(source.meta["example"].shape)
+            )
         )
     draft.replace(node, CONVOLUTION_TRANSPOSED, (source, packed, given["bias"], *how, *NO_ACTIVATION))
 
@@ -189,7 +205,11 @@ PLAIN = {
 def _absorb_add(draft: Draft, node: fx.Node) -> None:
     """The sum of a product and a tensor of the same shape, in either order, within the product."""
     first, second = node.args[:2]
-    if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)) or first is second or arguments(node)["alpha"] != 1:
+    if (
+        not (isinstance(first, fx.Node) and isinstance(second, fx.Node))
+        or first is second
+        or arguments(node)["alpha"] != 1
+    ):
         return
     if shape(first) is None or shape(first) != shape(second):
         return
@@ -198,7 +218,11 @@ def _absorb_add(draft: Draft, node: fx.Node) -> None:
     # The later one, since the other has to be there before.
     order = {n: k for k, n in enumerate(draft.graph.nodes)}
     for product, other in sorted(((first, second), (second, first)), key=lambda pair: -order[pair[0]]):
-        if product.target not in (CONVOLUTION, LINEAR) or product.args[-3] != "none" or len(product.users) != 1:
+        if (
+            product.target not in (CONVOLUTION, LINEAR)
+            or product.args[-3] != "none"
+            or len(product.users) != 1
+        ):
             continue
         source, *rest = product.args[:-3]
         if product.target is CONVOLUTION:

@@ -104,7 +104,15 @@ def _convolution(a: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any
     target = aten.conv2d.padding if same else aten.conv2d.default
     return (
         target,
-        (a["input"], a["weight"], a["bias"], _wide(a["stride"], 1), padding, _wide(a["dilation"], 1), a["groups"]),
+        (
+            a["input"],
+            a["weight"],
+            a["bias"],
+            _wide(a["stride"], 1),
+            padding,
+            _wide(a["dilation"], 1),
+            a["groups"],
+        ),
         {},
     )
 
