@@ -8,8 +8,6 @@ The fused clamps (ReLU6, hardtanh, hardsigmoid) return a limit for NaN, where ea
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +20,6 @@ from .onednn_emit import compile_function, work_in_place
 from .onednn_fold import fold
 from .onednn_fuse import fuse
 from .onednn_lift import lift
-
 
 FLOAT32 = targets("avg_pool3d grid_sampler cdist prod")
 """What autocast has computed in float32. Norms and softmax compute in float32 whatever they are given."""
@@ -92,14 +89,16 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
     def cast_all(node: fx.Node, dtype: torch.dtype) -> None:
         node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: cast(n, dtype, node))
 
+    def cast_results(output: fx.Node) -> None:
+        output.args = map_arg(output.args, lambda n: cast(n, n.meta["spec"].dtype, output))
+
     for node in list(graph.nodes):
         if node.op == "placeholder":
             node.meta["example"] = mode.from_tensor(next(given))
         elif node.op == "get_attr":
             node.meta["example"] = mode.from_tensor(draft.tensors[node.target])
         elif node.op == "output":
-            dtypes = {n: n.meta["spec"].dtype for n in node.args[0]}
-            node.args = map_arg(node.args, lambda n: cast(n, dtypes[n], node))
+            cast_results(node)
         else:
             if precision == "bf16" and packet(node) in PRODUCTS:
                 cast_all(node, torch.bfloat16)

@@ -22,8 +22,8 @@ PRODUCTS = (
     CONVOLUTIONS | TRANSPOSED | targets("linear matmul mm bmm addmm baddbmm scaled_dot_product_attention")
 )
 UNARY = targets(
-    "relu relu6 sigmoid tanh silu gelu elu selu celu leaky_relu hardtanh hardswish hardsigmoid clamp clamp_min clamp_max "
-    "softplus mish log_sigmoid abs exp neg sqrt rsqrt square"
+    "relu relu6 sigmoid tanh silu gelu elu selu celu leaky_relu hardtanh hardswish hardsigmoid clamp "
+    "clamp_min clamp_max softplus mish log_sigmoid abs exp neg sqrt rsqrt square"
 )
 """Functions of each element, whose one tensor is the first argument."""
 
@@ -55,7 +55,9 @@ class Draft:
 
     def tensor(self, node: Any) -> Tensor | None:
         """The weight that the node is, None if it is none."""
-        return self.tensors[node.target] if isinstance(node, fx.Node) and node.op == "get_attr" else None
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        return self.tensors[str(node.target)]
 
     def add(self, tensor: Tensor) -> fx.Node:
         """A new weight, at the graph's insertion point."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -32,27 +31,26 @@ def work_in_place(draft: Draft) -> None:
     for node in draft.graph.nodes:
         name = packet(node)
         if name in UNARY:
-            _edit(node, 0)
-        elif name in POINTWISE and isinstance(node.args[1], fx.Node):
-            if (
-                not _edit(node, 0)
-                and name in (aten.add, aten.mul)
-                and not node.kwargs
-                and len(node.args) == 2
-            ):
-                node.args = node.args[::-1]
-                if not _edit(node, 0):
-                    node.args = node.args[::-1]
+            _edit(node)
+        elif name in POINTWISE and isinstance(node.args[1], fx.Node) and not _edit(node) and _commutes(node):
+            first, second = node.args
+            node.args = (second, first)
+            if not _edit(node):
+                node.args = (first, second)
 
 
-def _edit(node: fx.Node, k: int) -> bool:
-    """Has the operator overwrite its argument, if nobody else uses that. Returns whether it does."""
-    edited = node.args[k]
+def _commutes(node: fx.Node) -> bool:
+    return packet(node) in (aten.add, aten.mul) and len(node.args) == 2 and not node.kwargs
+
+
+def _edit(node: fx.Node) -> bool:
+    """Has the operator overwrite its first argument, if nobody else uses that. Returns whether it does."""
+    edited: Any = node.args[0]
     in_place = getattr(aten, node.target._schema.name.removeprefix("aten::") + "_", None)  # type: ignore[union-attr]
     overload = getattr(in_place, node.target._overloadname, None)  # type: ignore[union-attr]
     if overload is None or not _is_own(edited) or shape(edited) != shape(node):
         return False
-    if edited.meta["example"].dtype != node.meta["example"].dtype or edited in node.args[k + 1 :]:
+    if edited.meta["example"].dtype != node.meta["example"].dtype or edited in node.args[1:]:
         return False
     node.target = overload
     return True
@@ -126,11 +124,44 @@ def _callable(target: Any) -> Any:
 
 
 BINDINGS = frozenset(
-    (
-        "relu relu_ sigmoid sigmoid_ tanh tanh_ silu silu_ gelu elu elu_ leaky_relu leaky_relu_ hardtanh hardtanh_ hardswish "
-        "hardswish_ hardsigmoid hardsigmoid_ relu6 clamp clamp_ conv1d conv2d conv3d linear max_pool2d avg_pool2d "
-        "adaptive_avg_pool2d batch_norm layer_norm group_norm contiguous reshape flatten permute transpose squeeze unsqueeze "
-        "cat add add_ mul mul_ mean matmul"
-    ).split()
+    name + suffix
+    for suffix in ("", "_")
+    for name in (
+        *(
+            "add",
+            "adaptive_avg_pool2d",
+            "avg_pool2d",
+            "batch_norm",
+            "cat",
+            "clamp",
+            "contiguous",
+            "conv1d",
+            "conv2d",
+        ),
+        *(
+            "conv3d",
+            "elu",
+            "flatten",
+            "gelu",
+            "group_norm",
+            "hardsigmoid",
+            "hardswish",
+            "hardtanh",
+            "layer_norm",
+        ),
+        *(
+            "leaky_relu",
+            "linear",
+            "matmul",
+            "max_pool2d",
+            "mean",
+            "mul",
+            "permute",
+            "relu",
+            "reshape",
+            "sigmoid",
+        ),
+        *("silu", "squeeze", "tanh", "transpose", "unsqueeze"),
+    )
 )
 """Operators whose Python binding takes the arguments of every overload."""

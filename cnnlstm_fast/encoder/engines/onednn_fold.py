@@ -1,4 +1,4 @@
-"""First pass: identities go, products by a weight become ``linear``, what is affine after a product goes into its weights."""
+"""First pass: no identities, products by a weight as ``linear``, and what is affine after a product in its weights."""
 
 from __future__ import annotations
 

@@ -161,12 +161,11 @@ def _absorb_activation(draft: Draft, node: fx.Node) -> None:
     fused = _activation(node)
     if fused is None:
         return
-    if product.target in (CONVOLUTION, CONVOLUTION_TRANSPOSED, LINEAR) and product.args[-3] == "none":
-        product.args = (*product.args[:-3], *fused)
-    elif product.target is CONVOLUTION_ADD and product.args[-3] is None and fused[0] == "relu":
-        product.args = (*product.args[:-3], *fused)
-    else:
+    taken = product.args[-3]
+    free = product.target in (CONVOLUTION, CONVOLUTION_TRANSPOSED, LINEAR) and taken == "none"
+    if not free and not (product.target is CONVOLUTION_ADD and taken is None and fused[0] == "relu"):
         return
+    product.args = (*product.args[:-3], *fused)
     node.replace_all_uses_with(product)
     draft.graph.erase_node(node)
 

@@ -72,7 +72,7 @@ def _call(
     if not any(n in lifted for n in tensors) or any(len(shape(n) or ()) != 3 for n in tensors):
         return None
     if operator in SAME:
-        weights = [draft.tensors[n.target] for n in node.all_input_nodes if n.op == "get_attr"]
+        weights = [w for n in node.all_input_nodes if (w := draft.tensor(n)) is not None]
         if any(weight.dim() == 2 for weight in weights):  # broadcast over channels and lengths
             return None
         return node.target, node.args, dict(node.kwargs)
