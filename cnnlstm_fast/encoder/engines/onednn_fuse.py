@@ -161,9 +161,11 @@ def _absorb_activation(draft: Draft, node: fx.Node) -> None:
     fused = _activation(node)
     if fused is None:
         return
-    taken = product.args[-3]
-    free = product.target in (CONVOLUTION, CONVOLUTION_TRANSPOSED, LINEAR) and taken == "none"
-    if not free and not (product.target is CONVOLUTION_ADD and taken is None and fused[0] == "relu"):
+    if product.target is CONVOLUTION_ADD:
+        free = product.args[-3] is None and fused[0] == "relu"
+    else:
+        free = product.target in (CONVOLUTION, CONVOLUTION_TRANSPOSED, LINEAR) and product.args[-3] == "none"
+    if not free:
         return
     product.args = (*product.args[:-3], *fused)
     node.replace_all_uses_with(product)
