@@ -15,6 +15,12 @@ from .. import _native
 
 if _native.available:
     from .._guard import Snapshot, needs_grad, plain_call
+else:
+
+    def Snapshot(*_: object) -> Any:
+        raise RuntimeError(_native.reason)
+
+    needs_grad = plain_call = Snapshot
 
 __all__ = ["CHANGED", "UNCHANGED", "WEIGHTS", "Guard", "needs_grad", "plain_call"]
 

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "torch/python/call_state.h"
+#include "torch/python/idle_team.h"
 #include "torch/python/snapshot.h"
 
 namespace py = pybind11;
@@ -125,7 +126,13 @@ PyMethodDef functions[] = {
 }  // namespace
 
 PYBIND11_MODULE(_guard, m) {
-  m.doc() = "Whether a captured region of a model may run.";
+  m.doc() = "What a call of a captured region needs of Python and PyTorch.";
+  py::class_<cnnlstm::IdleTeam>(
+      m, "IdleTeam",
+      "While one exists, the threads of GNU's OpenMP (PyTorch's on Linux) sleep microseconds after a "
+      "parallel region, not\n"
+      "milliseconds, and so leave their cores to an engine with threads of its own.")
+      .def(py::init<>());
   m.add_object("Snapshot", py::reinterpret_steal<py::object>(PyType_FromSpec(&snapshot_spec)));
   if (PyModule_AddFunctions(m.ptr(), functions) != 0) throw py::error_already_set();
 }
