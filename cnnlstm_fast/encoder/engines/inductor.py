@@ -96,14 +96,14 @@ def _fake(region: Region, example: tuple[Tensor, ...], env: Any, mode: Any) -> I
 @contextmanager
 def _settings(threads: int) -> Iterator[None]:
     """The compiler's settings, and what it leaves changed."""
-    from torch._inductor import config
+    from torch._inductor import config  # type: ignore[attr-defined]
     from torch.fx.experimental import _config as symbolic
 
     patches = {"freezing": True, "cpp.threads": threads, "compile_threads": 1}  # no pool of processes stays
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ))  # it names its cache there
         stack.enter_context(torch.no_grad())
-        stack.enter_context(config.patch(patches))  # type: ignore[attr-defined]
+        stack.enter_context(config.patch(patches))
         # without it, a condition on a size that might be 1 is decided by the example
         stack.enter_context(symbolic.patch(backed_size_oblivious=True))
         yield

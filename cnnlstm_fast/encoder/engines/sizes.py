@@ -34,8 +34,8 @@ def sizes_of(region: Region, example: tuple[Tensor, ...]) -> Sizes:
 
 
 def all_changed(region: Region, example: tuple[Tensor, ...]) -> Sizes:
-    """Sizes of which as many as possible differ from the example's. For one that stays, the region took no other value that
-    was tried: such is the number of channels of a convolution."""
+    """Sizes of which as many as possible differ from the example's. For one that stays, the region took no other value
+    that was tried: such is the number of channels of a convolution."""
     now = sizes_of(region, example)
     found = now
     for name in sorted(now, key=str.isidentifier, reverse=True):  # the others may be computed from these
