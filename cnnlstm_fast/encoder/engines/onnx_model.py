@@ -1,0 +1,139 @@
+"""A region as an ONNX model, for the engines that read one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import threading
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..region import Region
+from .check import first_line
+
+_LEGACY_EXPORTER = "torch.onnx._internal.torchscript_exporter"
+
+_lock = threading.Lock()  # the exporter's settings are global
+_last: tuple[weakref.ref[Region], bytes, bytes] | None = None
+"""The region that was exported last, a digest of its weights at that time, and its model."""
+
+
+def onnx_model(region: Region, example: tuple[Tensor, ...]) -> bytes:
+    """The region with its weights as an ONNX model, whose inputs and outputs are named by ``names``.
+
+    The sizes that vary in ``region.inputs`` are left open as far as the exporter can: a caller must run the result at
+    other sizes. The last model is kept for as long as its region lives, so that two engines share one export.
+
+    Raises:
+        RuntimeError: an operator has no counterpart in ONNX.
+    """
+    global _last
+    with _lock:
+        digest = _digest(region)
+        if _last is not None and _last[0]() is region and _last[1] == digest:
+            return _last[2]
+        _last = None  # before the next one is made: a model is as large as its weights
+        model = _export(region, example)
+        _last = weakref.ref(region, _forget), digest, model
+        return model
+
+
+def names(region: Region) -> tuple[list[str], list[str]]:
+    """The names of the inputs and of the outputs."""
+    return [f"x{k}" for k in range(len(region.inputs))], [f"y{k}" for k in range(len(region.outputs))]
+
+
+def other_float(region: Region) -> torch.dtype | None:
+    """The dtype of a tensor of the region that is of floating point, but not float32."""
+    dtypes = {spec.dtype for spec in (*region.inputs, *region.outputs)} | {
+        t.dtype for t in region.weights().values()
+    }
+    return next((dtype for dtype in dtypes if dtype.is_floating_point and dtype != torch.float32), None)
+
+
+def _forget(region: weakref.ref[Region]) -> None:
+    global _last
+    last = _last  # without the lock, which the thread that runs this may hold
+    if last is not None and last[0] is region:
+        _last = None
+
+
+def _digest(region: Region) -> bytes:
+    """Of the contents of the weights, since some edits change no version."""
+    found = hashlib.sha1(usedforsecurity=False)
+    for name, tensor in region.weights().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.digest()
+
+
+def _export(region: Region, example: tuple[Tensor, ...]) -> bytes:
+    # it takes a tenth of the other's time, and no package but onnx
+    export = _by_trace if importlib.util.find_spec(_LEGACY_EXPORTER) else _by_dynamo
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return export(region, example)
+    except Exception as error:
+        raise RuntimeError(f"no ONNX model: {first_line(error)}") from error
+
+
+def _by_trace(region: Region, example: tuple[Tensor, ...]) -> bytes:
+    inputs, outputs = names(region)
+    buffer: Any = io.BytesIO()
+    torch.onnx.export(
+        torch.jit.trace(_traceable(region.module), example, check_trace=False),
+        example,
+        buffer,
+        dynamo=False,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_axes=dict(zip(inputs, _open(region), strict=True)),
+    )
+    return buffer.getvalue()
+
+
+def _by_dynamo(region: Region, example: tuple[Tensor, ...]) -> bytes:
+    inputs, outputs = names(region)
+    dims = tuple({d: torch.export.Dim.DYNAMIC for d in found} for found in _open(region))
+    program = torch.onnx.export(
+        region.module,
+        example,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=dims,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def _traceable(module: fx.GraphModule) -> fx.GraphModule:
+    """The module in calls with which ``torch.jit.trace`` follows sizes: ``tensor.size(d)``, and PyTorch's own functions
+    in the place of operators that take a size, since a call of an operator turns sizes into numbers."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        new = copied[node] = graph.node_copy(node, copied.__getitem__)
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target is torch.ops.aten.sym_size.int:
+            new.op, new.target = "call_method", "size"
+        elif any("size" in n.meta or n.target is torch.ops.aten.sym_size.int for n in node.all_input_nodes):
+            name = node.target._schema.name.removeprefix("aten::")
+            homes = (home for home in (torch.Tensor, torch, torch._C._nn) if hasattr(home, name))
+            new.target = getattr(next(homes, torch.ops.aten), name)
+    return fx.GraphModule(module, graph)
+
+
+def _open(region: Region) -> list[dict[int, str]]:
+    """The dimensions of each input that vary."""
+    return [
+        {d: f"x{k}_{d}" for d, size in enumerate(spec.shape) if isinstance(size, str)}
+        for k, spec in enumerate(region.inputs)
+    ]

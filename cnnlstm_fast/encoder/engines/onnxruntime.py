@@ -1,0 +1,87 @@
+"""ONNX Runtime on the CPU, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import timing
+from ..region import Region
+from .base import Engine, Options, Run, first_reason
+from .check import check
+from .onnx_model import names, onnx_model, other_float
+
+SHORT = 1e-3
+"""Seconds of a call on the example below which one thread is tried, too: waking the others may take longer than what
+they do."""
+
+
+def _supports(region: Region, options: Options) -> str | None:
+    other = other_float(region)
+    return first_reason(
+        (options.precision is not None, "it computes in float32 on a CPU"),
+        (other is not None, f"set up for float32, and the region has {other}"),
+    )
+
+
+def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run:
+    """The faster of ``options.threads`` and, where a call is short, one thread; measured on the example."""
+    import onnxruntime
+
+    levels = onnxruntime.GraphOptimizationLevel
+    model = onnx_model(region, example)
+    try:
+        level = levels.ORT_ENABLE_ALL
+        run = _run(region, _session(model, options.threads, level))
+        check(region, run, example, None)
+    except Exception:  # its last level, which changes layouts, has had faults that the one below has not
+        level = levels.ORT_ENABLE_EXTENDED
+        run = _run(region, _session(model, options.threads, level))
+        check(region, run, example, None)
+    if options.threads > 1 and min(timing.timed(lambda: run(*example)) for _ in range(3)) < SHORT:
+        single = _run(region, _session(model, 1, level))
+        times = timing.interleave({"many": lambda: run(*example), "one": lambda: single(*example)}, 0.1, 20)
+        if timing.median_ratio(times["many"], times["one"]) > 1.0:
+            return single
+    return run
+
+
+def _session(model: bytes, threads: int, level: Any) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    # idle threads that spin take the cores from PyTorch's
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # the weights beside the arena, which grows in powers of two
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _run(region: Region, session: Any) -> Run:
+    inputs, outputs = names(region)
+    call, eager = session.run, region.module.forward
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        if not all(t.numel() for t in tensors):
+            return eager(*tensors)  # not every operator of ONNX takes an empty tensor
+        feeds = {name: t.detach().contiguous().numpy() for name, t in zip(inputs, tensors)}  # noqa: B905
+        return tuple(map(torch.from_numpy, call(outputs, feeds)))  # its memory, which it hands over
+
+    return run
+
+
+ENGINE = Engine(
+    "onnxruntime",
+    "ONNX Runtime, CPU provider",
+    _build,
+    _supports,
+    modules=("onnxruntime", "onnx"),
+    pip="onnxruntime onnx",
+)
