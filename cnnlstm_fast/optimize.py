@@ -13,22 +13,22 @@ from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
 from .recurrent.class_swap import is_fast, swap_class
 from .recurrent.dispatch import select
-from .recurrent.modules import fast_class
+from .recurrent.modules import PLAIN_CLASSES, fast_class
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Model:
-    """Makes every nn.LSTM inside the model fast, in place, and returns the model.
+    """Makes every nn.LSTM and nn.LSTMCell inside the model fast, in place, and returns the model.
 
     The modules stay the same objects with the same Parameters, names, hooks and attributes; only their class
-    changes, so references to them, optimizers and state dicts stay valid. ``revert`` undoes it. Subclasses of
-    nn.LSTM keep their own methods; their calls of ``super().forward`` run fast.
+    changes, so references to them, optimizers and state dicts stay valid. ``revert`` undoes it. Their
+    subclasses keep their own methods; their calls of ``super().forward`` run fast.
 
     Args:
         backend: "auto" or a name in ``BACKENDS``, for all LSTMs.
         recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
-            layers set their attribute of the same name.
+            layers set their attribute of the same name. A cell, which runs one step, has no such attribute.
 
     Raises:
         TypeError: model is not an nn.Module.
@@ -38,11 +38,11 @@ def optimize(model: Model, backend: str = "auto", recompute: bool = False) -> Mo
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
     for module in model.modules():
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, PLAIN_CLASSES):
             if not is_fast(module):
                 swap_class(module, fast_class(type(module)))
             for name, value in (("backend", backend), ("recompute", recompute)):
-                if value != getattr(module, name):
+                if value != getattr(module, name, value):
                     setattr(module, name, value)
     return model
 
@@ -67,9 +67,9 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
             the parameters' device and dtype.
     """
     check_model(model)
-    named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.LSTM)]
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, PLAIN_CLASSES)]
     if not named:
-        return "no nn.LSTM in this model: nothing to optimize"
+        return "no nn.LSTM or nn.LSTMCell in this model: nothing to optimize"
     seen = None if example_inputs is None else _observe(model, example_inputs)
     lines: list[str] = []
     for name, module in named:
@@ -109,9 +109,11 @@ def _observe(model: nn.Module, example_inputs: Any) -> dict[nn.Module, list[LSTM
     seen: dict[nn.Module, list[LSTMSpec]] = {m: [] for m in model.modules() if is_fast(m)}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        spec = validate(module.call(*args, **kwargs).key)  # type: ignore[operator]
-        if spec not in seen[module]:
-            seen[module].append(spec)
+        spec = validate(module.key(*args, **kwargs))  # type: ignore[operator]
+        # auto often chooses another backend for the training of a cell
+        for found in (spec, spec._replace(grad=True)) if spec.cell and module.training else (spec,):
+            if found not in seen[module]:
+                seen[module].append(found)
 
     hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in seen]
     try:
@@ -137,8 +139,9 @@ def check_model(model: Any) -> None:
         )
 
 
-def _unsized_spec(module: nn.LSTM) -> LSTMSpec:
-    weight = getattr(module, module._flat_weights_names[0])
+def _unsized_spec(module: nn.LSTM | nn.LSTMCell) -> LSTMSpec:
+    cell = isinstance(module, nn.LSTMCell)
+    weight = module.weight_ih if cell else getattr(module, module._flat_weights_names[0])
     return LSTMSpec(
         device=weight.device.type,
         dtype=weight.dtype,
@@ -146,15 +149,16 @@ def _unsized_spec(module: nn.LSTM) -> LSTMSpec:
         B=None,
         input_size=module.input_size,
         hidden_size=module.hidden_size,
-        proj_size=module.proj_size,
-        num_layers=module.num_layers,
-        bidirectional=module.bidirectional,
+        proj_size=0 if cell else module.proj_size,
+        num_layers=1 if cell else module.num_layers,
+        bidirectional=False if cell else module.bidirectional,
         bias=module.bias,
         packed=False,
         lengths=False,
         reset=False,
-        dropout=module.training and module.dropout > 0.0 and module.num_layers > 1,
+        dropout=not cell and module.training and module.dropout > 0.0 and module.num_layers > 1,
         all_cells=False,
         grad=module.training and torch.is_grad_enabled(),
         tracing=False,
+        cell=cell,
     )
