@@ -139,7 +139,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def _unsized_spec(module: nn.LSTM | nn.LSTMCell) -> LSTMSpec:
+def _unsized_spec(module: Any) -> LSTMSpec:
     cell = isinstance(module, nn.LSTMCell)
     weight = module.weight_ih if cell else getattr(module, module._flat_weights_names[0])
     return LSTMSpec(

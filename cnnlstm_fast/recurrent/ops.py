@@ -254,7 +254,7 @@ def _gradients(
             ctx.backend,
         )
         if not cell:
-            return found  # type: ignore[no-any-return]
+            return found
         # a gradient that was not requested is empty
         *of_tensors, of_weights = found
         of_input, of_h0, of_c0 = (g.squeeze(0) if g.dim() == 3 else g for g in of_tensors)
@@ -327,16 +327,18 @@ def run_step(
     which would record a node for each."""
     if grad and not tracing:
         flags = (False, True, False, backend)
-        return EagerLSTM.apply(None, None, None, None, flags, x, h, c, *weights)  # type: ignore[no-any-return]
+        return EagerLSTM.apply(None, None, None, None, flags, x, h, c, *weights)
     with contextlib.nullcontext() if tracing else torch._C._AutoDispatchBelowAutograd():
         inputs = (x, h, c, weights, None, None, None, None, False, grad, False, backend)
         return _operator_on_step(*inputs)[1:3]
 
 
-def _operator_on_step(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _operator_on_step(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> Any:
+    """``Outputs`` with h_n and c_n (B, H)."""
     operator = torch.ops.cnnlstm_fast.lstm.default
     output, h_n, c_n, *saved = operator(x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), *rest)
-    return output, h_n.squeeze(0), c_n.squeeze(0), *saved
+    # in place, since autograd forbids editing the views that a Function returns, and callers edit states
+    return output, h_n.squeeze_(0), c_n.squeeze_(0), *saved
 
 
 def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
