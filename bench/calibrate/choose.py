@@ -81,7 +81,8 @@ def grid() -> Iterator[Call]:
         for B, H in cells:
             name = f"cell-B{B}-H{H}"
             case = Case(name, LOOP, B, H, H, 1, False, "choice of a backend", states=True, cell=True)
-            yield Call(case, mode, dtype)
+            if flop(call := Call(case, mode, dtype)) <= MOST_FLOP:
+                yield call
 
 
 def gpu_grid() -> Iterator[Call]:
