@@ -33,7 +33,7 @@ def run(input: Tensor, hx: States | None, weights: list[Tensor], hidden_size: in
     facts = _facts(x, h, c, weights, backend)
     spec, choice = (_plan if torch.compiler.is_compiling() else _cached_plan)(*facts)
     if choice.backend.step is not None:
-        h, c = choice.backend.step(x, (h, c), weights)
+        h, c = choice.backend.step(x, (h, c), *weights)
     elif spec.autocast:
         kept = torch.promote_types(spec.dtype, c.dtype) if spec.device == "cpu" else spec.dtype
         x, h, c, *weights = (t.to(spec.dtype) for t in (x, h, c, *weights))

@@ -68,15 +68,11 @@ def _forward(
     return without_saved(x, torch.cat(h_n), torch.cat(c_n))
 
 
-def _step(x: Tensor, hx: tuple[Tensor, Tensor], weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.lstm_cell(x, hx, *weights)
-
-
 BACKEND = Backend(
     "aten",
     "PyTorch's own: oneDNN on a CPU, cuDNN on a GPU; for a cell torch.lstm_cell",
     _supports,
     forward=_forward,
-    step=_step,
+    step=torch.lstm_cell,
     own_dropout=True,
 )
