@@ -309,8 +309,10 @@ class EagerLSTM(torch.autograd.Function):
         cell = h0.dim() == 2
         with torch._C._AutoDispatchBelowAutograd():
             outputs = (_operator_on_step if cell else torch.ops.cnnlstm_fast.lstm.default)(*inputs)
+            if cell:  # in place: autograd forbids editing the views that a Function returns, and callers edit states
+                states = outputs[1].squeeze_(0), outputs[2].squeeze_(0)
         _save_for_backward(ctx, inputs, outputs)
-        return outputs[1:3] if cell else outputs
+        return states if cell else outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -325,20 +327,20 @@ def run_step(
 ) -> tuple[Tensor, Tensor]:
     """The operator for a step of a cell, x (B, I) and h, c (B, H). The views to its layout are made below autograd,
     which would record a node for each."""
-    if grad and not tracing:
-        flags = (False, True, False, backend)
+    flags = (False, grad, False, backend)
+    if tracing:
+        found = _operator_on_step(x, h, c, weights, None, None, None, None, *flags)
+        return found[1].squeeze(0), found[2].squeeze(0)
+    if grad:
         return EagerLSTM.apply(None, None, None, None, flags, x, h, c, *weights)
-    with contextlib.nullcontext() if tracing else torch._C._AutoDispatchBelowAutograd():
-        inputs = (x, h, c, weights, None, None, None, None, False, grad, False, backend)
-        return _operator_on_step(*inputs)[1:3]
+    with torch._C._AutoDispatchBelowAutograd():
+        found = _operator_on_step(x, h, c, weights, None, None, None, None, *flags)
+        return found[1].squeeze_(0), found[2].squeeze_(0)
 
 
-def _operator_on_step(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> Any:
-    """``Outputs`` with h_n and c_n (B, H)."""
+def _operator_on_step(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> Outputs:
     operator = torch.ops.cnnlstm_fast.lstm.default
-    output, h_n, c_n, *saved = operator(x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), *rest)
-    # in place, since autograd forbids editing the views that a Function returns, and callers edit states
-    return output, h_n.squeeze_(0), c_n.squeeze_(0), *saved
+    return operator(x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), *rest)
 
 
 def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
