@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 import torch
 from helpers import one_thread, require_spec
 from test_bench_runner import Inline
+from torch import nn
 
 from bench.calibrate import choose
-from bench.cases import Call
+from bench.cases import Call, Case
 from bench.measure import runner
 from bench.measure.candidates import candidate
+from bench.measure.jobs import build, fast_job, pytorch_job
 from bench.measure.process import WorkerFailed
 from bench.measure.runner import Runner
 from bench.report.record import Row
-from cnnlstm_fast import BACKENDS, _native
+from cnnlstm_fast import BACKENDS, LSTMCell, _native
 from cnnlstm_fast.recurrent.backends import measured
 from cnnlstm_fast.recurrent.backends.measured import Gpu, Machine, Table
 
@@ -238,3 +241,13 @@ def test_a_backend_that_does_not_run_on_the_gpu_is_not_measured(
     monkeypatch.setattr(_native, "notes", {"cuda": True, "cuda_archs": ["80"]})
     assert choose.main(["--backend", "cuda"]) == 2
     assert "There is nothing to measure: it needs an NVIDIA GPU of compute" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_the_job_of_a_cell_is_a_loop_that_both_run_alike(mode: str) -> None:
+    case = Case("cell", 3, 2, 5, 4, 1, False, "a test", states=True, cell=True)
+    inputs = build(case, torch.float32)
+    ours, theirs = (job(case, inputs, mode) for job in (partial(fast_job, backend="cpu"), pytorch_job))
+    assert type(ours.module) is LSTMCell and type(theirs.module) is nn.LSTMCell
+    torch.testing.assert_close(ours.results(), theirs.results())
+    assert ours.results()["output"].shape == (3, 2, 4)
