@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -579,6 +580,20 @@ def test_auto_trains_with_pytorchs_own_cell_where_that_is_faster(slow_in_trainin
     text = explain(cell, x)
     assert "cell\n  backend:  cpu" in text and "grad cell\n  backend:  aten" in text and "as planted" in text
     assert "grad" not in explain(cell.eval(), x)
+
+
+def test_without_measurements_cells_are_trained_by_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "TABLES", tmp_path)
+    measured.nearest.cache_clear()
+    try:
+        choice = select(spec(grad=True))
+        assert choice.backend.name == "aten" and "not known" in choice.rejected["cpu"]
+        assert select(spec(grad=False)).backend.name == "cpu"
+        assert "backend:  aten" in explain(cnnlstm_fast.LSTMCell(I, H))  # of an unknown batch
+    finally:
+        measured.nearest.cache_clear()
 
 
 def test_traced_and_autocast_cells_are_pytorchs_own() -> None:

@@ -155,11 +155,15 @@ def measured_speed(
         return MeasuredSpeed(True, "a compiler fuses the operations of aten, but does not see into this one")
     if spec.cell and spec.autocast:
         return MeasuredSpeed(True, "autocast converts the weights for aten once, for this one in every step")
-    if spec.T is None or spec.B is None or spec.proj_size or aten.BACKEND.supports(spec) is not None:
+    if spec.tracing or spec.proj_size or aten.BACKEND.supports(spec) is not None:
         return None
     machine = this_machine()
     table = nearest(backend, machine, kind(spec))
-    if table is None:
+    if table is None and spec.cell and spec.grad:
+        return MeasuredSpeed(
+            True, "its speed in the training of cells is not known, and often below that of aten"
+        )
+    if table is None or spec.T is None or spec.B is None:
         return None
     found = table.kinds[kind(spec)]
     sizes = (spec.T, spec.B, spec.input_size, spec.hidden_size)
