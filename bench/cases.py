@@ -60,6 +60,8 @@ class Case:
     dtypes: tuple[str, ...] = ("f32", "bf16")
     suites: tuple[str, ...] = ()
     """The suites that it belongs to, in addition to those by mode; see ``calls``."""
+    cell: bool = False
+    """T calls of an nn.LSTMCell in a row, instead of one of an nn.LSTM."""
     gpu_only: bool = False
     """Too large to be measured on a CPU."""
 
@@ -97,6 +99,7 @@ class Case:
             all_cells=False,
             grad=mode == "training",
             tracing=False,
+            cell=self.cell,
         )
 
 

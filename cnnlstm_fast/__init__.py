@@ -6,13 +6,14 @@ from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec
 from .recurrent.class_swap import _restore
 from .recurrent.functional import lstm
-from .recurrent.modules import LSTM, fast_class
+from .recurrent.modules import LSTM, LSTMCell, fast_class
 from .verify import verify
 
 __all__ = [
     "BACKENDS",
     "LSTM",
     "Backend",
+    "LSTMCell",
     "LSTMSpec",
     "__version__",
     "explain",
@@ -23,5 +24,5 @@ __all__ = [
 ]
 
 # A pickle refers to classes and functions by module. These report the package, so that their files may move.
-for _pickled in (LSTM, LSTMSpec, Backend, fast_class, _restore):
+for _pickled in (LSTM, LSTMCell, LSTMSpec, Backend, fast_class, _restore):
     _pickled.__module__ = __name__

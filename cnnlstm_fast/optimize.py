@@ -18,7 +18,7 @@ from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
 from .recurrent.class_swap import is_fast, swap_class
 from .recurrent.dispatch import select
-from .recurrent.modules import fast_class
+from .recurrent.modules import PLAIN_CLASSES, fast_class
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,12 +33,12 @@ def optimize(
     recompute: bool = False,
     budget: float = BUDGET,
 ) -> Model:
-    """Makes a model fast, in place, and returns it: every nn.LSTM inside and, given an example of its input, the
-    tensor code around them (convolutions, normalisation, linear layers, ...).
+    """Makes a model fast, in place, and returns it: every nn.LSTM and nn.LSTMCell inside and, given an example
+    of its input, the tensor code around them (convolutions, normalisation, linear layers, ...).
 
     The modules stay the same objects with the same Parameters, names, hooks and attributes; only their class
-    changes, so references to them, optimizers and state dicts stay valid. ``revert`` undoes it. Subclasses of
-    nn.LSTM keep their own methods; their calls of ``super().forward`` run fast.
+    changes, so references to them, optimizers and state dicts stay valid. ``revert`` undoes it. Their
+    subclasses keep their own methods; their calls of ``super().forward`` run fast.
 
     With ``example_inputs`` the model is captured, its parts without LSTM are run by every engine that is installed
     (``ENGINES``), and each part keeps the fastest one whose results are right. That takes seconds; the choice is stored
@@ -48,12 +48,12 @@ def optimize(
 
     Args:
         example_inputs: a tuple of the model's arguments, or its single argument, of typical size.
-        backend: "auto" or a name in ``BACKENDS``, for all LSTMs.
+        backend: "auto" or a name in ``BACKENDS``, for all LSTMs and cells.
         encoder: "auto" or a name in ``ENGINES``, for all parts that this engine can run.
         precision: None for the same numbers, "bf16" for products in bfloat16 inside of what is captured, with the
             same dtypes outside. Needs ``example_inputs``.
         recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
-            layers set their attribute of the same name.
+            layers set their attribute of the same name. A cell, which runs one step, has no such attribute.
         budget: seconds that the measurement may take, about.
 
     Raises:
@@ -65,11 +65,11 @@ def optimize(
     check_model(model)
     _check_names(backend, encoder, precision, example_inputs)
     for module in model.modules():
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, PLAIN_CLASSES):
             if not is_fast(module):
                 swap_class(module, fast_class(type(module)))
             for name, value in (("backend", backend), ("recompute", recompute)):
-                if value != getattr(module, name):
+                if value != getattr(module, name, value):
                     setattr(module, name, value)
     if example_inputs is not None:
         for module in model.modules():
@@ -116,9 +116,9 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
             the parameters' device and dtype.
     """
     check_model(model)
-    named = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.LSTM)]
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, PLAIN_CLASSES)]
     seen = None if example_inputs is None else _observe(model, example_inputs)
-    lines = [] if named else ["no nn.LSTM in this model"]
+    lines = [] if named else ["no nn.LSTM or nn.LSTMCell in this model"]
     for name, module in named:
         lines.append(f"{name or '(the model itself)'}: {module._get_name()}({module.extra_repr()})")
         if not is_fast(module):
@@ -154,13 +154,15 @@ def _describe(backend: Backend, reason: str, spec: LSTMSpec) -> str:
 def _observe(model: nn.Module, example_inputs: Any) -> dict[nn.Module, list[LSTMSpec]]:
     """Runs the model once and records the distinct calls of each fast layer."""
     seen: dict[nn.Module, list[LSTMSpec]] = {
-        m: [] for m in model.modules() if isinstance(m, nn.LSTM) and is_fast(m)
+        m: [] for m in model.modules() if isinstance(m, PLAIN_CLASSES) and is_fast(m)
     }
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        spec = validate(module.call(*args, **kwargs).key)  # type: ignore[operator]
-        if spec not in seen[module]:
-            seen[module].append(spec)
+        spec = validate(module.key(*args, **kwargs))  # type: ignore[operator]
+        # auto often chooses another backend for the training of a cell
+        for found in (spec, spec._replace(grad=True)) if spec.cell and module.training else (spec,):
+            if found not in seen[module]:
+                seen[module].append(found)
 
     hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in seen]
     try:
@@ -186,8 +188,9 @@ def check_model(model: Any) -> None:
         )
 
 
-def _unsized_spec(module: nn.LSTM) -> LSTMSpec:
-    weight = getattr(module, module._flat_weights_names[0])
+def _unsized_spec(module: Any) -> LSTMSpec:
+    cell = isinstance(module, nn.LSTMCell)
+    weight = module.weight_ih if cell else getattr(module, module._flat_weights_names[0])
     return LSTMSpec(
         device=weight.device.type,
         dtype=weight.dtype,
@@ -195,15 +198,16 @@ def _unsized_spec(module: nn.LSTM) -> LSTMSpec:
         B=None,
         input_size=module.input_size,
         hidden_size=module.hidden_size,
-        proj_size=module.proj_size,
-        num_layers=module.num_layers,
-        bidirectional=module.bidirectional,
+        proj_size=0 if cell else module.proj_size,
+        num_layers=1 if cell else module.num_layers,
+        bidirectional=False if cell else module.bidirectional,
         bias=module.bias,
         packed=False,
         lengths=False,
         reset=False,
-        dropout=module.training and module.dropout > 0.0 and module.num_layers > 1,
+        dropout=not cell and module.training and module.dropout > 0.0 and module.num_layers > 1,
         all_cells=False,
         grad=module.training and torch.is_grad_enabled(),
         tracing=False,
+        cell=cell,
     )

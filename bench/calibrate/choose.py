@@ -39,6 +39,8 @@ WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
 LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
 MOST_FLOP = 3.5e10
 """Larger calls are left out: this one takes about a third of a second on two cores, and forty calls are needed."""
+LOOP, CELL_BATCHES, CELL_HIDDEN = 20, (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
+"""Cells are called in a loop of so many steps."""
 GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (1, 64), (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
 STACK = 3
 """Layers of a stack; stacks are a separate kind of calls on a GPU."""
@@ -59,8 +61,8 @@ class Target:
 
 
 def grid() -> Iterator[Call]:
-    """All calls that are measured on a CPU: single layers, kind by kind, in random order within a kind, so that a drift
-    of the machine's speed does not look like an effect of the size."""
+    """All calls that are measured on a CPU: single layers and cells, kind by kind, in random order within a kind, so
+    that a drift of the machine's speed does not look like an effect of the size."""
     shapes = [
         *((T, B, H, H) for T, B, H in itertools.product(STEPS, BATCHES, HIDDEN)),
         *((T, B, WIDE * H, H) for T, B, H in itertools.product(WIDE_STEPS, WIDE_BATCHES, WIDE_HIDDEN)),
@@ -72,6 +74,14 @@ def grid() -> Iterator[Call]:
             name = f"T{T}-B{B}-I{I}-H{H}-D{1 + bidirectional}"
             call = Call(Case(name, T, B, I, H, 1, bidirectional, "choice of a backend"), mode, dtype)
             if flop(call) <= MOST_FLOP and BACKENDS["aten"].supports(call.case.spec(mode, dtype)) is None:
+                yield call
+    cells = list(itertools.product(CELL_BATCHES, CELL_HIDDEN))
+    random.Random(0).shuffle(cells)
+    for dtype, mode in itertools.product(("f32", "bf16"), MODES):
+        for B, H in cells:
+            name = f"cell-B{B}-H{H}"
+            case = Case(name, LOOP, B, H, H, 1, False, "choice of a backend", states=True, cell=True)
+            if flop(call := Call(case, mode, dtype)) <= MOST_FLOP:
                 yield call
 
 
@@ -143,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", choices=("f32", "bf16"), help="only these calls")
     parser.add_argument("--mode", choices=MODES, help="only these calls")
+    parser.add_argument("--cells", action="store_true", help="only those of cells")
     parser.add_argument("--directions", type=int, choices=(1, 2), help="only these calls")
     parser.add_argument(
         "--seconds", type=float, default=0.25, help="for each backend on each call (%(default)s)"
@@ -177,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dtype in (None, call.dtype)
         and args.mode in (None, call.mode)
         and args.directions in (None, call.case.directions)
+        and args.cells <= call.case.cell
     ]
     candidates = (f"{OURS}:{target.backend}", ATEN)
     plan = Plan(candidates, target.device, args.seconds, args.threads, check_accuracy=False)

@@ -98,7 +98,7 @@ def build(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs | Model
             reset=torch.rand(case.T, case.B) < case.resets if case.resets else None,
             h0=torch.randn(*states, P),
             c0=torch.randn(*states, case.H),
-            weights=dict(nn.LSTM(**arguments(case)).state_dict()),
+            weights=dict((_cell(case) if case.cell else nn.LSTM(**arguments(case))).state_dict()),
             grad_output=torch.randn(*rows, D * P),
             grad_h_n=torch.randn(*states, P),
             grad_c_n=torch.randn(*states, case.H),
@@ -114,7 +114,7 @@ class Job:
         amp: under autocast to bfloat16.
     """
 
-    module: nn.LSTM
+    module: nn.LSTM | nn.LSTMCell
     forward: Forward
     inputs: Inputs
     mode: str
@@ -214,6 +214,9 @@ def fast_job(
     case's."""
     if isinstance(inputs, ModelInputs):
         return ModelJob(cnnlstm_fast.optimize(copy.deepcopy(inputs.module), backend), inputs.x, mode, amp)
+    if case.cell:
+        cell = _with_weights(cnnlstm_fast.optimize(_cell(case), backend), inputs)
+        return Job(cell, partial(_steps, cell), inputs, mode, case.states if states is None else states, amp)
     module = _with_weights(cnnlstm_fast.LSTM(**arguments(case), backend=backend), inputs)
     kwargs = {} if case.lengths is None or case.packed else {"lengths": inputs.lengths}
     if inputs.reset is not None:
@@ -233,9 +236,11 @@ def pytorch_job(
     stretch of steps between two of them. Or the unchanged model."""
     if isinstance(inputs, ModelInputs):
         return ModelJob(copy.deepcopy(inputs.module), inputs.x, mode, amp)
-    module = _with_weights(nn.LSTM(**arguments(case)), inputs)
+    module = _with_weights(_cell(case) if case.cell else nn.LSTM(**arguments(case)), inputs)
     forward: Forward
-    if inputs.reset is not None:
+    if case.cell:
+        forward = partial(_steps, module)
+    elif inputs.reset is not None:
         forward = partial(_stretches, module, inputs.reset)
     elif inputs.lengths is None or case.packed:
         forward = module
@@ -256,6 +261,20 @@ def oracle_job(
 def runs_in_pytorch(case: Case) -> bool:
     """nn.LSTM rejects sequences without steps."""
     return case.T > 0
+
+
+def _steps(cell: nn.LSTMCell, x: Any, hx: States | None) -> tuple[Tensor, States]:
+    """The loop in which models call a cell."""
+    state, output = None if hx is None else (hx[0][0], hx[1][0]), []
+    for step in x:
+        state = cell(step, state)
+        output.append(state[0])
+    assert state is not None
+    return torch.stack(output), (state[0][None], state[1][None])
+
+
+def _cell(case: Case) -> nn.LSTMCell:
+    return nn.LSTMCell(case.I, case.H)
 
 
 def _stretches(lstm: nn.LSTM, reset: Tensor, x: Any, hx: States | None) -> tuple[Tensor, States]:

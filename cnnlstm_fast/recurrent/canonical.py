@@ -39,6 +39,10 @@ class LSTMSpec(NamedTuple):
     all_cells: bool
     grad: bool
     tracing: bool
+    cell: bool = False
+    """One step of an nn.LSTMCell, for which PyTorch's own code is ``torch.lstm_cell`` and not ``torch.lstm``."""
+    autocast: bool = False
+    """A cell under autocast. Its products have ``dtype``, and on a CPU its states keep their own dtype."""
 
     @property
     def directions(self) -> int:
@@ -57,6 +61,8 @@ class LSTMSpec(NamedTuple):
                 "all_cells",
                 "grad",
                 "tracing",
+                "cell",
+                "autocast",
             )
             if getattr(self, name)
         ]
@@ -111,7 +117,7 @@ def tensor_key(tensor: Tensor) -> TensorKey:
 class CallKey(NamedTuple):
     """Everything that validation and backend selection depend on; hashable, so that their results are cached."""
 
-    input: TensorKey  # (T, B, I), or (N, I) where batch_sizes is given
+    input: TensorKey  # (T, B, I); (N, I) where batch_sizes is given; (B, I) of a cell
     hx: tuple[TensorKey, TensorKey] | None
     weights: tuple[TensorKey, ...]
     batch_sizes: tuple[int, int] | None  # T and B of a packed sequence
@@ -127,6 +133,8 @@ class CallKey(NamedTuple):
     tracing: bool
     backend: str
     recompute: bool
+    cell: bool = False
+    autocast: bool = False  # of a cell
 
 
 def validate(key: CallKey) -> LSTMSpec:
@@ -160,15 +168,19 @@ def validate(key: CallKey) -> LSTMSpec:
             f"input: expected the weights' device {key.weights[0].device}, got {x.device}; move one of them "
             f"with .to()."
         )
-    if key.batch_sizes is None:
+    if key.cell:
+        T, B = 1, x.shape[0]
+    elif key.batch_sizes is None:
         T, B = x.shape[0], x.shape[1]
     else:
         T, B = key.batch_sizes
     P = key.proj_size or hidden_size
     if key.hx is not None:
-        states = key.num_layers * directions
-        _check_state("h0", key.hx[0], (states, B, P), x)
-        _check_state("c0", key.hx[1], (states, B, hidden_size), x)
+        states = () if key.cell else (key.num_layers * directions,)
+        leading = "(batch" if key.cell else "(num_layers*directions, batch"
+        width = "hidden_size" if key.cell else "proj_size or hidden_size"
+        _check_state("h0", key.hx[0], (*states, B, P), f"{leading}, {width})", x)
+        _check_state("c0", key.hx[1], (*states, B, hidden_size), f"{leading}, hidden_size)", x)
     _check_lengths(key, B)
     _check_reset(key, T, B)
     if not 0.0 <= key.dropout <= 1.0:
@@ -191,6 +203,8 @@ def validate(key: CallKey) -> LSTMSpec:
         all_cells=key.all_cells,
         grad=key.grad,
         tracing=key.tracing,
+        cell=key.cell,
+        autocast=key.autocast,
     )
 
 
@@ -204,6 +218,17 @@ def check_rank(input: Tensor) -> None:
         raise ValueError(
             f"input: expected rank 3, (T, B, I) or batch_first (B, T, I), or rank 2, (T, I), got rank "
             f"{input.dim()} with shape {_show(input.shape)}; reshape it."
+        )
+
+
+def check_step(input: Tensor) -> None:
+    """The input of a cell has rank 2, or 1 where it is one unbatched step."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a Tensor, got {type(input).__name__}; pass the input of one step.")
+    if input.dim() not in (1, 2):
+        raise ValueError(
+            f"input: expected rank 2, (B, I), or rank 1, (I,), got rank {input.dim()} with shape "
+            f"{_show(input.shape)}; a cell runs one step: pass the steps one by one, or use an LSTM."
         )
 
 
@@ -224,8 +249,8 @@ def check_tensor(name: str, value: Any) -> None:
         )
 
 
-def check_hx(hx: Any, rank: int) -> None:
-    """hx is a pair of tensors of the given rank, 3 for batched and 2 for unbatched input."""
+def check_hx(hx: Any, rank: int, batched: bool) -> None:
+    """hx is a pair of tensors of the given rank."""
     pair = isinstance(hx, (tuple, list)) and len(hx) == 2
     if not pair or not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
         raise TypeError(f"hx: expected a pair of tensors (h0, c0), got {_describe(hx)}; pass both states.")
@@ -233,7 +258,7 @@ def check_hx(hx: Any, rank: int) -> None:
         return
     name, state = ("h0", hx[0]) if hx[0].dim() != rank else ("c0", hx[1])
     raise ValueError(
-        f"{name}: expected rank {rank}, as the input is {'batched' if rank == 3 else 'unbatched'}, got rank "
+        f"{name}: expected rank {rank}, as the input is {'batched' if batched else 'unbatched'}, got rank "
         f"{state.dim()} with shape {_show(state.shape)}; add or drop its batch dimension 1."
     )
 
@@ -308,12 +333,9 @@ def _check_weights(key: CallKey, directions: int) -> int:
     return H
 
 
-def _check_state(name: str, state: TensorKey, shape: tuple[int, ...], x: TensorKey) -> None:
+def _check_state(name: str, state: TensorKey, shape: tuple[int, ...], meaning: str, x: TensorKey) -> None:
     if tuple(state.shape) != shape:
-        raise ValueError(
-            f"{name}: expected shape {_show(shape)} (num_layers*directions, batch, "
-            f"{'proj_size or hidden_size' if name == 'h0' else 'hidden_size'}), got {_show(state.shape)}."
-        )
+        raise ValueError(f"{name}: expected shape {_show(shape)} {meaning}, got {_show(state.shape)}.")
     if state.dtype != x.dtype:
         raise ValueError(
             f"{name}: expected the input's dtype {_name(x.dtype)}, got {_name(state.dtype)}; convert it with "

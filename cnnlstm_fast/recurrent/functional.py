@@ -152,7 +152,7 @@ def canonicalise(
         check_rows(x)
         sizes = (batch_sizes.size(0), int(batch_sizes[0]))
         if hx is not None:
-            check_hx(hx, 3)
+            check_hx(hx, 3, True)
             hx = (_permute(hx[0], order), _permute(hx[1], order))
     else:
         check_rank(input)
@@ -160,7 +160,7 @@ def canonicalise(
         layout = _UNBATCHED if not batched else _BATCH_FIRST if batch_first else _TIME_FIRST
         x = input if batched else input.unsqueeze(1)
         if hx is not None:
-            check_hx(hx, 3 if batched else 2)
+            check_hx(hx, 3 if batched else 2, batched)
             hx = (hx[0], hx[1]) if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         if layout.batch_first:
             x = x.transpose(0, 1)
@@ -269,14 +269,26 @@ def _autocast(
     x: Tensor, hx: States | None, weights: list[Tensor]
 ) -> tuple[Tensor, States | None, list[Tensor]]:
     """Under autocast everything but float64 is cast to its dtype, as in PyTorch's own LSTM."""
-    if not torch._C._is_any_autocast_enabled():
+    dtype = autocast_dtype(x)
+    if dtype is None:
         return x, hx, weights
-    kind = x.device.type
-    if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
-        return x, hx, weights
-    dtype = torch.get_autocast_dtype(kind)
 
     def cast(t: Tensor) -> Tensor:
-        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+        return t.to(autocast_to(dtype, t.dtype))
 
     return cast(x), None if hx is None else (cast(hx[0]), cast(hx[1])), [cast(w) for w in weights]
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of autocast for the tensor's device, None where it is off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    kind = x.device.type
+    if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def autocast_to(autocast: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """The dtype to which a tensor of ``dtype`` is cast."""
+    return autocast if dtype.is_floating_point and dtype != torch.float64 else dtype

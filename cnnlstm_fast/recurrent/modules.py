@@ -1,4 +1,5 @@
-"""LSTM, the drop-in layer, and the fast classes of subclasses of nn.LSTM. The computation is in ``functional.lstm``."""
+"""LSTM and LSTMCell, the drop-in layers, and the fast classes of subclasses of nn.LSTM and nn.LSTMCell. The computation
+is in ``functional.lstm`` and in ``cell``."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import cell, functional
+from .canonical import CallKey
 from .class_swap import FastClass, swap_class
 
 States = tuple[Tensor, Tensor]
@@ -33,6 +35,10 @@ class _FastForward:
     ) -> tuple[Any, ...]:
         """As nn.LSTM's; ``lengths``, ``reset``, ``all_cells`` and the results: see ``functional.lstm``."""
         return functional.run(self.call(input, hx, lengths=lengths, reset=reset, all_cells=all_cells))
+
+    def key(self, *args: Any, **kwargs: Any) -> CallKey:
+        """What the backend of ``forward`` on these arguments depends on."""
+        return self.call(*args, **kwargs).key
 
     def call(
         self,
@@ -70,11 +76,45 @@ class _FastForward:
         )
 
 
+class _FastStep:
+    """The forward of the fast cells, over the attributes of nn.RNNCellBase."""
+
+    backend: str = "auto"
+    """The backend for this cell: "auto" or a name in ``cnnlstm_fast.BACKENDS``."""
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:
+        """As nn.LSTMCell's: input (B, I) and hx, a pair (h, c) of (B, H), or all of them without B; returns the next
+        (h, c)."""
+        m: Any = self
+        return cell.run(input, hx, self._weights(), m.hidden_size, m.backend)
+
+    def key(self, input: Tensor, hx: States | None = None) -> CallKey:
+        """What the backend of ``forward`` on these arguments depends on."""
+        m: Any = self
+        return cell.key(input, hx, self._weights(), m.hidden_size, m.backend)
+
+    def _weights(self) -> list[Tensor]:
+        m: Any = self
+        own = m._parameters  # see _FastForward.call
+        return [
+            getattr(m, name) if (weight := own.get(name)) is None else weight
+            for name in (_CELL_WEIGHTS if m.bias else _CELL_WEIGHTS[:2])
+        ]
+
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+PLAIN_CLASSES = (nn.LSTM, nn.LSTMCell)
+"""The classes that have a fast one."""
+
+
 def fast_class(cls: type) -> type:
-    """The fast class of nn.LSTM or one of its subclasses; any other class is returned unchanged."""
+    """The fast class of nn.LSTM, nn.LSTMCell or one of their subclasses; any other class is returned unchanged."""
     if cls is nn.LSTM:
         return LSTM
-    if issubclass(cls, nn.LSTM) and not issubclass(cls, FastClass):
+    if cls is nn.LSTMCell:
+        return LSTMCell
+    if issubclass(cls, PLAIN_CLASSES) and not issubclass(cls, FastClass):
         return _fast_subclass(cls)
     return cls
 
@@ -107,8 +147,31 @@ class LSTM(FastClass, _FastForward, nn.RNNBase):
             self.recompute = recompute
 
 
+class LSTMCell(FastClass, _FastStep, nn.LSTMCell):
+    """Drop-in for torch.nn.LSTMCell: same arguments, parameters, names, shapes and results. Dynamo traces an
+    nn.LSTMCell, unlike an nn.LSTM, so that it is a subclass.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.nn.LSTMCell.
+        backend: "auto" chooses the fastest one that supports the call; a name in ``cnnlstm_fast.BACKENDS`` selects
+            that one.
+    """
+
+    original_class = nn.LSTMCell
+    fast_class_of = staticmethod(fast_class)
+
+    def __init__(self, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
+        nn.LSTMCell.__init__(self, *args, **kwargs)
+        if backend != "auto":
+            self.backend = backend
+
+
 class _FastParent(_FastForward, nn.LSTM):
     """Replaces nn.LSTM as the parent of a user's subclass, so that its ``super().forward`` calls the fast one."""
+
+
+class _FastCellParent(_FastStep, nn.LSTMCell):
+    """The same for nn.LSTMCell."""
 
 
 def _fast_subclass(cls: type) -> type:
@@ -135,6 +198,5 @@ def _fast_subclass(cls: type) -> type:
             return copied
 
         body["__deepcopy__"] = deepcopy
-    return types.new_class(
-        cls.__name__, (cls, _FastParent, FastClass), exec_body=lambda space: space.update(body)
-    )
+    parent = _FastParent if issubclass(cls, nn.LSTM) else _FastCellParent
+    return types.new_class(cls.__name__, (cls, parent, FastClass), exec_body=lambda space: space.update(body))

@@ -232,7 +232,12 @@ def _gradients(
     # without create_graph there is nothing to record
     guard = contextlib.nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
     with guard:
-        return torch.ops.cnnlstm_fast.lstm_backward.default(
+        cell = h0.dim() == 2
+        if cell:
+            grad_h, grad_c = (None if g is None else g.unsqueeze(0) for g in grads)
+            grads = (None, grad_h, grad_c, None)
+            input, h0, c0 = input.unsqueeze(0), h0.unsqueeze(0), c0.unsqueeze(0)
+        found = torch.ops.cnnlstm_fast.lstm_backward.default(
             *grads[:4],
             input,
             h0,
@@ -248,6 +253,12 @@ def _gradients(
             weights_need_grad,
             ctx.backend,
         )
+        if not cell:
+            return found
+        # a gradient that was not requested is empty
+        *of_tensors, of_weights = found
+        of_input, of_h0, of_c0 = (g.squeeze(0) if g.dim() == 3 else g for g in of_tensors)
+        return of_input, of_h0, of_c0, of_weights
 
 
 def _recompute_saved(ctx: Any, *inputs: Any) -> list[Tensor]:
@@ -277,7 +288,9 @@ def _autograd_forward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 
 class EagerLSTM(torch.autograd.Function):
     """The same formula for eager calls. torch.library's own wrapper flattens the list of weights with pytree at
-    every call, which took about 150 us of a training step of one layer; here they are single arguments."""
+    every call, which took about 150 us of a training step of one layer; here they are single arguments.
+
+    For a cell, whose states have rank 2, it returns h and c alone."""
 
     @staticmethod
     def forward(
@@ -293,10 +306,13 @@ class EagerLSTM(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = (input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, *flags)
+        cell = h0.dim() == 2
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.cnnlstm_fast.lstm.default(*inputs)
+            outputs = (_operator_on_step if cell else torch.ops.cnnlstm_fast.lstm.default)(*inputs)
+            if cell:  # in place: autograd forbids editing the views that a Function returns, and callers edit states
+                states = outputs[1].squeeze_(0), outputs[2].squeeze_(0)
         _save_for_backward(ctx, inputs, outputs)
-        return outputs
+        return states if cell else outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -304,6 +320,27 @@ class EagerLSTM(torch.autograd.Function):
         *first, of_weights = _gradients(ctx, grads, need_input, any(need_weights))
         found = zip((*first, *of_weights), needs, strict=True)
         return (None, None, None, None, None, *[grad if need else None for grad, need in found])
+
+
+def run_step(
+    x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], grad: bool, tracing: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """The operator for a step of a cell, x (B, I) and h, c (B, H). The views to its layout are made below autograd,
+    which would record a node for each."""
+    flags = (False, grad, False, backend)
+    if tracing:
+        found = _operator_on_step(x, h, c, weights, None, None, None, None, *flags)
+        return found[1].squeeze(0), found[2].squeeze(0)
+    if grad:
+        return EagerLSTM.apply(None, None, None, None, flags, x, h, c, *weights)
+    with torch._C._AutoDispatchBelowAutograd():
+        found = _operator_on_step(x, h, c, weights, None, None, None, None, *flags)
+        return found[1].squeeze_(0), found[2].squeeze_(0)
+
+
+def _operator_on_step(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> Outputs:
+    operator = torch.ops.cnnlstm_fast.lstm.default
+    return operator(x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), *rest)
 
 
 def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 import torch
 from helpers import one_thread, require_spec
 from test_bench_runner import Inline
+from torch import nn
 
 from bench.calibrate import choose
-from bench.cases import Call
+from bench.cases import Call, Case
 from bench.measure import runner
 from bench.measure.candidates import candidate
+from bench.measure.jobs import build, fast_job, pytorch_job
 from bench.measure.process import WorkerFailed
 from bench.measure.runner import Runner
 from bench.report.record import Row
-from cnnlstm_fast import BACKENDS, _native
+from cnnlstm_fast import BACKENDS, LSTMCell, _native
 from cnnlstm_fast.recurrent.backends import measured
 from cnnlstm_fast.recurrent.backends.measured import Gpu, Machine, Table
 
@@ -184,7 +187,9 @@ def test_the_whole_grid_has_every_kind_and_only_what_aten_can(monkeypatch: pytes
     calls = list(choose.grid())
     assert len({call.case.name + call.mode + call.dtype for call in calls}) == len(calls)
     per_kind = Counter(measured.kind(call.case.spec(call.mode, call.dtype)) for call in calls)
-    assert len(per_kind) == 8 and min(per_kind.values()) > 90
+    cells = {kind: count for kind, count in per_kind.items() if kind.endswith("cell")}
+    assert len(cells) == 4 and set(cells.values()) == {23}
+    assert len(per_kind) == 12 and min((per_kind - Counter(cells)).values()) > 90
     assert all(choose.flop(call) <= choose.MOST_FLOP for call in calls)
     assert all(BACKENDS["aten"].supports(call.case.spec(call.mode, call.dtype)) is None for call in calls)
     assert 10 < sum(choose.expected_seconds(call, 0.25, 2e11) for call in calls) / 60 < 30
@@ -236,3 +241,13 @@ def test_a_backend_that_does_not_run_on_the_gpu_is_not_measured(
     monkeypatch.setattr(_native, "notes", {"cuda": True, "cuda_archs": ["80"]})
     assert choose.main(["--backend", "cuda"]) == 2
     assert "There is nothing to measure: it needs an NVIDIA GPU of compute" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_the_job_of_a_cell_is_a_loop_that_both_run_alike(mode: str) -> None:
+    case = Case("cell", 3, 2, 5, 4, 1, False, "a test", states=True, cell=True)
+    inputs = build(case, torch.float32)
+    ours, theirs = (job(case, inputs, mode) for job in (partial(fast_job, backend="cpu"), pytorch_job))
+    assert type(ours.module) is LSTMCell and type(theirs.module) is nn.LSTMCell
+    torch.testing.assert_close(ours.results(), theirs.results())
+    assert ours.results()["output"].shape == (3, 2, 4)

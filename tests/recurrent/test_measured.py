@@ -164,14 +164,15 @@ def test_the_nearest_table_has_the_nearest_instructions_and_then_threads(
 ) -> None:
     machines = [Machine("avx2", 1), Machine("avx2", 8), Machine("avx512_amx", 2)]
     for machine in machines:
-        planted(machine)
+        planted(machine, float32_inference_D1=[point(1, 1, 16, 1.5)])
+    planted(Machine("avx2", 3), float32_training_D1=[point(1, 1, 16, 1.5)])  # without such calls
     for asked, expected in (
         (Machine("avx2", 2), 0),
         (Machine("avx2", 4), 1),
         (Machine("portable", 64), 1),
         (Machine("avx512_amx", 64), 2),
     ):
-        table = measured.nearest("cpu", asked)
+        table = measured.nearest("cpu", asked, "float32 inference D=1")
         assert table is not None and table.machine == machines[expected], asked
 
 

@@ -56,5 +56,10 @@ def test_public_classes_are_those_of_the_package() -> None:
     public = [
         value for name in cnnlstm_fast.__all__ if isinstance(value := getattr(cnnlstm_fast, name), type)
     ]
-    assert {cnnlstm_fast.LSTM, cnnlstm_fast.LSTMSpec, type(cnnlstm_fast.BACKENDS["reference"])} == set(public)
+    assert set(public) == {
+        cnnlstm_fast.LSTM,
+        cnnlstm_fast.LSTMCell,
+        cnnlstm_fast.LSTMSpec,
+        type(cnnlstm_fast.BACKENDS["reference"]),
+    }
     assert {cls.__module__ for cls in public} == {"cnnlstm_fast"}

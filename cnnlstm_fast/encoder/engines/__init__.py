@@ -1,5 +1,5 @@
-"""The table of engines. A new engine is one file beside this one and one line here. Where two are equally fast, the first
-one is chosen."""
+"""The table of engines. A new engine is one file beside this one and one line here. Of two that are equally fast, the
+first one is chosen."""
 
 from . import eager, inductor, onednn, onnxruntime, openvino
 from .base import Engine, Options, Run

@@ -18,8 +18,8 @@ several threads may call it at once."""
 
 @dataclass(frozen=True)
 class Options:
-    """How a region is to be run. ``threads``: at most so many; ``precision``: None for the dtype of the region's tensors,
-    "bf16" for products of bfloat16 with the same dtypes at the borders."""
+    """How a region is to be run. ``threads``: at most so many; ``precision``: None for the dtype of the region's
+    tensors, "bf16" for products of bfloat16 with the same dtypes at the borders."""
 
     threads: int
     precision: str | None = None
@@ -40,6 +40,10 @@ class Engine:
     pip: str = ""
     """What pip calls them."""
     device: str = "cpu"
+    slow_setup: bool = False
+    """Whether it takes seconds to build."""
+    own_threads: bool = False
+    """Whether threads other than PyTorch's do its work, which PyTorch's must leave their cores to."""
 
     def missing(self) -> str | None:
         """None, or which package is missing."""

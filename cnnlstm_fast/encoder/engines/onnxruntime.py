@@ -84,4 +84,5 @@ ENGINE = Engine(
     _supports,
     modules=("onnxruntime", "onnx"),
     pip="onnxruntime onnx",
+    own_threads=True,
 )

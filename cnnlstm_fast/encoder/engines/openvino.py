@@ -68,5 +68,11 @@ def _run(region: Region, compiled: Any) -> Run:
 
 
 ENGINE = Engine(
-    "openvino", "OpenVINO, CPU plugin", _build, _supports, modules=("openvino", "onnx"), pip="openvino onnx"
+    "openvino",
+    "OpenVINO, CPU plugin",
+    _build,
+    _supports,
+    modules=("openvino", "onnx"),
+    pip="openvino onnx",
+    own_threads=True,
 )

@@ -1,4 +1,4 @@
-"""PyTorch's own kernel, torch.lstm: oneDNN or MKL on a CPU, cuDNN on an NVIDIA GPU."""
+"""PyTorch's own kernel, torch.lstm: oneDNN or MKL on a CPU, cuDNN on an NVIDIA GPU; for a cell torch.lstm_cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ same length, and never for projections."""
 
 
 def _supports(spec: LSTMSpec) -> str | None:
-    onednn = spec.device == "cpu" and not spec.proj_size
+    onednn = spec.device == "cpu" and not spec.proj_size and not spec.cell
     if onednn and spec.dtype == torch.bfloat16 and spec.grad and spec.hidden_size >= WRONG_GRADIENTS_FROM:
         return f"oneDNN's bfloat16 gradients are wrong from hidden_size {WRONG_GRADIENTS_FROM} on"
     if spec.lengths:
@@ -69,5 +69,10 @@ def _forward(
 
 
 BACKEND = Backend(
-    "aten", "PyTorch's own: oneDNN on a CPU, cuDNN on a GPU", _supports, forward=_forward, own_dropout=True
+    "aten",
+    "PyTorch's own: oneDNN on a CPU, cuDNN on a GPU; for a cell torch.lstm_cell",
+    _supports,
+    forward=_forward,
+    step=torch.lstm_cell,
+    own_dropout=True,
 )

@@ -75,6 +75,9 @@ class Backend:
     one."""
     forward: Callable[..., Outputs] | None = None
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, list[Tensor]]] | None = None
+    step: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """Differentiable code for the step of a cell, which then never goes through the operator, also in a traced graph:
+    takes x (B, I), the pair h, c (B, H) and each of the weights, and returns the next pair."""
     native: bool = False
     approximate: bool = False
     """Its results differ from PyTorch's beyond rounding: ``auto`` never selects it, and the limit of its errors is

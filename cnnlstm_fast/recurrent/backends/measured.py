@@ -138,7 +138,10 @@ def kind(spec: LSTMSpec) -> str:
     dtype = torch.bfloat16 if on_gpu and spec.dtype == torch.float16 else spec.dtype
     mode = "training" if spec.grad else "inference"
     stacked = on_gpu and spec.num_layers > 1
-    name = f"{str(dtype).removeprefix('torch.')} {mode} D={spec.directions}"
+    name = f"{str(dtype).removeprefix('torch.')} {mode}"
+    if spec.cell:
+        return name + " cell"
+    name += f" D={spec.directions}"
     return name + " stacked" * stacked + " packed" * spec.packed
 
 
@@ -146,14 +149,23 @@ def measured_speed(
     spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]
 ) -> MeasuredSpeed | None:
     """By the tables of measurements; None where they do not apply. They hold calls without a projection that ``aten``
-    supports. In a traced graph the sizes are unknown, and the machine cannot be queried."""
-    if spec.T is None or spec.B is None or spec.proj_size or aten.BACKEND.supports(spec) is not None:
+    supports. In a traced graph the sizes are unknown, and the machine cannot be queried; there, and under autocast, a
+    cell is slower for any size."""
+    if spec.cell and spec.tracing:
+        return MeasuredSpeed(True, "a compiler fuses the operations of aten, but does not see into this one")
+    if spec.cell and spec.autocast:
+        return MeasuredSpeed(True, "autocast converts the weights for aten once, for this one in every step")
+    if spec.tracing or spec.proj_size or aten.BACKEND.supports(spec) is not None:
         return None
     machine = this_machine()
-    table = nearest(backend, machine)
-    found = None if table is None else table.kinds.get(kind(spec))
-    if table is None or found is None:
+    table = nearest(backend, machine, kind(spec))
+    if table is None and spec.cell and spec.grad:
+        return MeasuredSpeed(
+            True, "its speed in the training of cells is not known, and often below that of aten"
+        )
+    if table is None or spec.T is None or spec.B is None:
         return None
+    found = table.kinds[kind(spec)]
     sizes = (spec.T, spec.B, spec.input_size, spec.hidden_size)
     estimate, near = found.estimate(*sizes), found.closest(*sizes)
     ratio, slow = estimate.ratio, estimate.slow
@@ -193,9 +205,11 @@ def load(path: Path) -> Table:
 
 
 @lru_cache(maxsize=16)
-def nearest(backend: str, machine: Machine | Gpu) -> Table | None:
-    """The table of the class nearest to a machine: for CPUs by the instruction set first, then by the threads."""
+def nearest(backend: str, machine: Machine | Gpu, kind: str) -> Table | None:
+    """Of the tables with that kind of calls the one of the class nearest to a machine: for CPUs by the instruction set
+    first, then by the threads."""
     tables = [load(path) for path in sorted((TABLES / backend).glob("*.json"))]
+    tables = [table for table in tables if kind in table.kinds]
     if isinstance(machine, Gpu):
         return next((table for table in tables if table.machine == machine), None)
 
