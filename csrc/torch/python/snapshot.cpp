@@ -160,7 +160,7 @@ int32_t Snapshot::add_value(PyObject* value, bool containers) {
 bool Snapshot::is_left_out(Kind kind, PyObject* key) const {
   if (key == nullptr || kind == Kind::kPlain || !PyUnicode_CheckExact(key)) return false;
   if (kind == Kind::kModule) return PySet_Contains(ignored_, key) == 1;
-  // Python keeps notes in classes (__slotnames__, __annotations__), where a copy of a module makes one.
+  // Python keeps notes in classes: to read __annotations__ makes an entry of that name.
   Py_ssize_t size = 0;
   const char* text = PyUnicode_AsUTF8AndSize(key, &size);
   if (text == nullptr) throw py::error_already_set();
