@@ -249,6 +249,20 @@ CASES: dict[str, Case] = {
             b=nn.Conv2d(64, 64, 3, padding=1),
         )
     ),
+    "residual of two products": Case(
+        lambda: Block(
+            lambda m, x: F.relu(m.a(x) + m.b(x * 2)),
+            a=nn.Conv2d(3, WIDE, 3),
+            b=nn.Conv2d(3, WIDE, 3, bias=False),
+        )
+    ),
+    "residual broadcast, other order": Case(
+        lambda: Block(
+            lambda m, x: m.b(x.mean((2, 3), keepdim=True)) + m.a(x),
+            a=nn.Conv2d(3, WIDE, 3),
+            b=nn.Conv2d(3, WIDE, 3, padding=1),
+        )
+    ),
     "residual broadcast": Case(
         lambda: Block(
             lambda m, x: m.a(x) + m.b(x.mean((2, 3), keepdim=True)),
@@ -554,6 +568,7 @@ def operators_of(run: Callable[..., tuple[Tensor, ...]], given: Tensor) -> list[
         ("conv2d then scaled", ["conv"]),
         ("batch norm first", ["aten::empty", "aten::native_batch_norm", "aten::relu_", "conv"]),
         ("residual, other order", ["conv", "conv"]),
+        ("residual of two products", ["aten::mul", "conv", "conv"]),
         ("residual after relu", ["conv", "conv", "aten::add_"]),
         ("used twice", ["conv", "aten::relu", "aten::mul", "aten::add_"]),
         ("linear GELU", ["linear"]),

@@ -216,9 +216,8 @@ def _absorb_add(draft: Draft, node: fx.Node) -> None:
         return
     if first.meta["example"].dtype != second.meta["example"].dtype:
         return
-    # The later one, since the other has to be there before.
-    order = {n: k for k, n in enumerate(draft.graph.nodes)}
-    for product, other in sorted(((first, second), (second, first)), key=lambda pair: -order[pair[0]]):
+    # The product moves to the place of the sum, so either of two will do.
+    for product, other in ((first, second), (second, first)):
         if (
             product.target not in (CONVOLUTION, LINEAR)
             or product.args[-3] != "none"
