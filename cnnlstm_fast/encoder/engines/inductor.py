@@ -96,7 +96,7 @@ def _fake(region: Region, example: tuple[Tensor, ...], env: Any, mode: Any) -> I
 @contextmanager
 def _settings(threads: int) -> Iterator[None]:
     """The compiler's settings, and what it leaves changed."""
-    from torch._inductor import config  # type: ignore[attr-defined]
+    from torch._inductor import config
     from torch.fx.experimental import _config as symbolic
 
     patches = {"freezing": True, "cpp.threads": threads, "compile_threads": 1}  # no pool of processes stays
@@ -105,7 +105,7 @@ def _settings(threads: int) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(config.patch(patches))
         # without it, a condition on a size that might be 1 is decided by the example
-        stack.enter_context(symbolic.patch(backed_size_oblivious=True))
+        stack.enter_context(symbolic.patch(backed_size_oblivious=True))  # type: ignore[attr-defined]
         yield
 
 
