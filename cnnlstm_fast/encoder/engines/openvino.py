@@ -58,7 +58,8 @@ def _run(region: Region, compiled: Any) -> Run:
             request = requests.own
         except AttributeError:  # the first call of this thread
             request = requests.own = compiled.create_infer_request()
-        given = [t.detach().contiguous().numpy() for t in tensors]  # kept alive, which the request does not do
+        # a name keeps these alive until the end, which the request does not do
+        given = [t.detach().contiguous().numpy() for t in tensors]
         for k, array in enumerate(given):
             request.set_input_tensor(k, openvino.Tensor(array, shared_memory=True))
         request.infer(share_outputs=True)
