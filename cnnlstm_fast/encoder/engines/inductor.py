@@ -16,7 +16,7 @@ from ..region import Region
 from .base import Engine, Options, Run, first_reason
 from .cast import cast
 from .check import check
-from .sizes import all_changed, sizes_of
+from .sizes import sizes_of
 
 MOST_SIZES = 1024
 """So many sizes of inputs are remembered as being within what the compiled code assumes."""
@@ -37,12 +37,19 @@ def _compilers() -> Sequence[str]:
 
 
 def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run:
-    """Compiled once with open sizes. What the compiler assumed of them is checked in each call: where it does not hold,
-    the region runs as in eager PyTorch. "bf16" converts weights and activations to bfloat16."""
+    """Compiled once with open sizes, except those that are 1 in the example. What the compiler assumed of sizes is
+    checked in each call: where it does not hold, the region runs as in eager PyTorch. "bf16" converts weights and
+    activations to bfloat16.
+
+    Raises:
+        RuntimeError: the assumptions exclude the example itself, or the results are wrong.
+    """
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     compiled, holds = _compile(
         cast(region, dtype, borders=options.precision == "bf16"), region, example, options.threads
     )
+    if not holds(tuple(t.shape for t in example)):
+        raise RuntimeError("the compiled code excludes the sizes of the example")
     run = _run(region, compiled, holds)
     check(region, run, example, options.precision)
     return run
@@ -63,7 +70,7 @@ def _compile(
         inputs: list[Any] = list(_fake(region, example, env, mode))
         with tracing(TracingContext(mode)):
             compiled: Any = compile_fx(module, inputs)
-        assumed = env.produce_guards_expression(inputs)
+        assumed = env.produce_guards_expression(inputs, ignore_static=False)
 
     def holds(sizes: tuple[torch.Size, ...]) -> bool:
         contiguous = [torch.empty(shape, device="meta") for shape in sizes]
@@ -77,16 +84,14 @@ def _fake(region: Region, example: tuple[Tensor, ...], env: Any, mode: Any) -> I
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic
 
-    now, other = sizes_of(region, example), all_changed(region, example)
     symbols: dict[str, Any] = {}
-    for name, size in now.items():
-        if size == 1 and other[name] == 1:
-            symbols[name] = 1  # it cannot be another
+    for name, size in sizes_of(region, example).items():
+        if size == 1:
+            symbols[name] = 1  # the compiler would mostly exclude a 1 where the size is open
             continue
         source = ConstantSource(f"size_{len(symbols)}")
-        hint = other[name] if size == 1 else size  # a 1 would be taken for a size that is always 1
-        symbol = env.create_symbol(hint, source, DimDynamic.DYNAMIC, do_not_specialize_zero_one=True)
-        symbols[name] = env.create_symintnode(symbol, hint=hint, source=source)
+        symbol = env.create_symbol(size, source, DimDynamic.DYNAMIC, do_not_specialize_zero_one=True)
+        symbols[name] = env.create_symintnode(symbol, hint=size, source=source)
     for spec in region.inputs:
         shape = [symbols[size] if isinstance(size, str) else size for size in spec.shape]
         with mode:

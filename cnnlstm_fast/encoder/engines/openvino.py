@@ -58,8 +58,10 @@ def _run(region: Region, compiled: Any) -> Run:
             request = requests.own
         except AttributeError:  # the first call of this thread
             request = requests.own = compiled.create_infer_request()
-        for k, t in enumerate(tensors):
-            request.set_input_tensor(k, openvino.Tensor(t.detach().contiguous().numpy(), shared_memory=True))
+        # a name keeps these alive until the end, which the request does not do
+        given = [t.detach().contiguous().numpy() for t in tensors]
+        for k, array in enumerate(given):
+            request.set_input_tensor(k, openvino.Tensor(array, shared_memory=True))
         request.infer(share_outputs=True)
         # a copy, since the next call writes to the same memory
         return tuple(torch.from_numpy(request.get_output_tensor(k).data).clone() for k in range(count))
