@@ -49,21 +49,27 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 200,
     device: torch.device | str = "cpu",
+    before: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Times each candidate once a round, after one warm-up round, until ``seconds`` are over.
+
+    Args:
+        before: is called with the candidate's name before each of its calls, and is not timed.
 
     Returns:
         Per candidate the seconds of each round, in the order of the rounds, so that the same index is a pair.
     """
     synchronize = synchronizer(device)
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for call in candidates.values():
+    for name, call in candidates.items():
+        before(name)
         timed(call, synchronize)
     end = time.perf_counter() + seconds
     for done, order in zip(range(max_rounds), orders(candidates), strict=False):
         if done >= min_rounds and time.perf_counter() > end:
             break
         for name in order:
+            before(name)
             times[name].append(timed(candidates[name], synchronize))
     return times
 

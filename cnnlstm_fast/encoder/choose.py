@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from .plan import Plan
 from .record import Candidate, Record, RegionRecord
 from .region import Region
 from .regions import build_region
-from .runner import original_forward, top_function
+from .runner import idle_team, original_forward, top_function
 
 BETTER = 0.97
 """An engine is preferred to one before it in the table if its time is at most this share of that one's."""
@@ -212,6 +212,21 @@ class _Timed:
         return found
 
 
+class _TeamFor:
+    """Gives each assignment of engines to regions the idle team that it would have, or none, before it is timed."""
+
+    def __init__(self, assignments: Mapping[str, dict[int, str]]) -> None:
+        self._assignments = assignments
+        self._team: Any = None
+
+    def __call__(self, label: str) -> None:
+        engines = list(self._assignments.get(label, {}).values())
+        if not any(ENGINES[name].own_threads for name in engines):
+            self._team = None
+        elif self._team is None:
+            self._team = idle_team(engines)
+
+
 def _measure(
     trials: list[_Trial],
     options: Options,
@@ -229,7 +244,7 @@ def _measure(
             k: _Timed(trials[k].runs[name], trials[k].times.setdefault(label, []))
             for k, name in assigned.items()
         }
-        forward = top_function(plan, module, weights, runs)
+        forward = top_function(plan, module, weights, runs, options.precision)
         return lambda: forward(*tensors)
 
     def usual() -> Any:
@@ -247,6 +262,7 @@ def _measure(
         {"": usual, **{name: forward_by(assigned, name) for name, assigned in labels.items()}},
         MEASURE_SECONDS,
         min_rounds=MIN_ROUNDS,
+        before=_TeamFor(labels),
     )
     for trial in trials:
         _pick(trial)
@@ -259,6 +275,7 @@ def _measure(
         {"": usual, **{name: forward_by(assigned, f"{name} again") for name, assigned in finalists.items()}},
         MEASURE_SECONDS / 2,
         min_rounds=MIN_ROUNDS,
+        before=_TeamFor(finalists),
     )
     winner = min(finalists, key=lambda name: statistics.median(again[name]))
     for k, trial in enumerate(trials):

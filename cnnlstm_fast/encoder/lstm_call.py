@@ -49,10 +49,15 @@ def _packet(node: fx.Node) -> Any:
 
 
 class LSTMCall:
-    """Runs one place's calls, with the results of the operator: output, h_n, c_n, cells."""
+    """Runs one place's calls, with the results of the operator: output, h_n, c_n, cells.
 
-    def __init__(self, place: LSTMPlace, backend: str) -> None:
-        self._place, self._backend = place, backend
+    Args:
+        dtype: in which to compute, the dtype of the weights that a call is given; None for that of its input. The
+            results have the input's dtype.
+    """
+
+    def __init__(self, place: LSTMPlace, backend: str, dtype: torch.dtype | None = None) -> None:
+        self._place, self._backend, self._dtype = place, backend, dtype
 
     def __call__(
         self,
@@ -63,6 +68,10 @@ class LSTMCall:
         lengths: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, ...]:
+        outside = x.dtype
+        if self._dtype is not None:
+            x = x.to(self._dtype)
+            h0, c0 = (None if s is None else s.to(self._dtype) for s in (h0, c0))
         H, P = weights[0].size(0) // 4, weights[1].size(1)
         bias = len(weights) > 2 and weights[2].dim() == 1
         each = 2 + 2 * bias + (P < H)
@@ -79,4 +88,5 @@ class LSTMCall:
             all_cells=self._place.all_cells,
             backend=self._backend,
         )
-        return (output, *states, *cells)
+        results = (output, *states, *cells)
+        return results if self._dtype is None else tuple(t.to(outside) for t in results)

@@ -67,6 +67,12 @@ class Plan:
         return self.results == (TENSOR,) and self.result == pytree.tree_structure(0)
 
     @cached_property
+    def lstm_weights(self) -> frozenset[str]:
+        """The ``get_attr`` targets of the LSTMs' weights."""
+        calls = [n for n in self.top.nodes if n.op == "call_module" and n.target.startswith("lstm_")]
+        return frozenset(n.target for call in calls for n in call.all_input_nodes if n.op == "get_attr")
+
+    @cached_property
     def _parsed(self) -> tuple[list[Any], list[Any]]:
         return [parse(text) for text in self.conditions], [parse(text) for text in self.assumptions]
 

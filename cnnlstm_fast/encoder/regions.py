@@ -82,6 +82,16 @@ def _is_cut(node: fx.Node) -> bool:
     )
 
 
+def _constants(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that depend on the module's tensors alone, such as a transposed or a normalised weight."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        needed = node.all_input_nodes
+        if node.op == "call_function" and needed and all(n.op == "get_attr" or n in found for n in needed):
+            found.add(node)
+    return found
+
+
 def cut(captured: Captured) -> Cut:
     """Cuts the captured graph.
 
@@ -89,7 +99,8 @@ def cut(captured: Captured) -> Cut:
         CannotCaptureError: an LSTM is called in a way that only the module itself can.
     """
     graph = captured.graph
-    members = _members(graph)
+    constants = _constants(graph)
+    members = _members(graph, constants)
     result = Cut(fx.Graph())
     top = result.top
     new: dict[fx.Node, fx.Node] = {}
@@ -107,13 +118,12 @@ def cut(captured: Captured) -> Cut:
         for needed in sorted(node.all_input_nodes, key=order.__getitem__):
             place(needed)
         new[node] = top.node_copy(node, lambda n: new[n])
-        if _packet(node) in (aten.view, aten._unsafe_view):
-            new[node].target = aten.reshape.default  # an engine's output may have other strides
+        _any_strides(new[node])
         return new[node]
 
     def _place_region(level: int) -> None:
         nodes = sorted(pending.pop(level), key=order.__getitem__)
-        extracted, inputs, outputs = _extract(nodes, order)
+        extracted, inputs, outputs = _extract(nodes, constants)
         given = tuple(place(n) for n in inputs)
         call = top.call_module(f"region_{len(result.regions)}", given)
         result.regions.append(extracted)
@@ -137,18 +147,21 @@ def cut(captured: Captured) -> Cut:
     return result
 
 
-def _members(graph: fx.Graph) -> dict[int, set[fx.Node]]:
+def _any_strides(node: fx.Node) -> None:
+    """An engine's output may have other strides than eager's, of which a view may not exist."""
+    if _packet(node) in (aten.view, aten._unsafe_view):
+        node.target = aten.reshape.default
+
+
+def _members(graph: fx.Graph, constants: set[fx.Node]) -> dict[int, set[fx.Node]]:
     """The nodes of each region, by level."""
     level: dict[fx.Node, int] = {}
     members: dict[int, set[fx.Node]] = {}
     for node in graph.nodes:
         level[node] = max((level[n] + _is_cut(n) for n in node.all_input_nodes), default=0)
-        if (
-            node.op == "call_function"
-            and not _is_cut(node)
-            and not _is_size(node)
-            and not _after_cut_item(node)
-        ):
+        if node.op != "call_function" or node in constants or _is_size(node):
+            continue
+        if not _is_cut(node) and not _after_cut_item(node):
             members.setdefault(level[node], set()).add(node)
     for k in list(members):
         _trim(members[k])
@@ -163,47 +176,28 @@ def _after_cut_item(node: fx.Node) -> bool:
 
 
 def _trim(nodes: set[fx.Node]) -> None:
-    """Leaves out cheap operators at the region's border."""
+    """Leaves out cheap operators at the region's border, an operator of several results together with their choice."""
     changed = True
     while changed:
         changed = False
         for node in list(nodes):
-            if node.target is operator.getitem:
-                cheap = _packet(node.args[0]) in CHEAP  # type: ignore[arg-type]
-            else:
-                cheap = _packet(node) in CHEAP
-            first = not any(n in nodes for n in node.all_input_nodes)
-            last = not any(n in nodes for n in node.users)
-            if cheap and (first or last):
-                whole = {node} | (
-                    {u for u in node.users if u.target is operator.getitem}
-                    if "several" in node.meta
-                    else set()
-                )
-                if last and node.target is operator.getitem and node.args[0] in nodes:
-                    continue  # leaves with the operator that returns it
-                if first and not last and "several" in node.meta:
-                    whole &= nodes
-                elif last is False and first is False:
-                    continue
-                nodes -= whole
+            if node not in nodes or _packet(node) not in CHEAP:
+                continue
+            unit = {node, *(user for user in node.users if user.target is operator.getitem)}
+            users = {user for member in unit for user in member.users} - unit
+            if not nodes & set(node.all_input_nodes) or not nodes & users:
+                nodes -= unit
                 changed = True
 
 
-def _extract(
-    nodes: list[fx.Node], order: dict[fx.Node, int]
-) -> tuple[fx.Graph, list[fx.Node], list[fx.Node]]:
+def _extract(nodes: list[fx.Node], constants: set[fx.Node]) -> tuple[fx.Graph, list[fx.Node], list[fx.Node]]:
     """The nodes as a graph of their own, the tensors that it takes, and those that others use."""
     inside = set(nodes)
     inputs: list[fx.Node] = []
     for node in nodes:
         for needed in node.all_input_nodes:
-            if (
-                needed not in inside
-                and needed not in inputs
-                and needed.op != "get_attr"
-                and not _is_size(needed)
-            ):
+            outside = needed not in inside and needed not in constants and needed.op != "get_attr"
+            if outside and needed not in inputs and not _is_size(needed):
                 inputs.append(needed)
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
@@ -228,6 +222,10 @@ def _extract(
             return new[node]
         if node.op == "get_attr":
             new[node] = graph.node_copy(node)
+        elif node in constants:
+            for needed in node.all_input_nodes:
+                place(needed)
+            new[node] = graph.node_copy(node, lambda n: new[n])
         elif _is_size(node):
             new[node] = _place_size(node)
         else:
@@ -257,7 +255,7 @@ def _extract(
         for needed in node.all_input_nodes:
             place(needed)
         new[node] = graph.node_copy(node, lambda n: new[n])
-        new[node].meta = dict(node.meta)
+        _any_strides(new[node])
     outputs = [n for n in nodes if "several" not in n.meta and any(user not in inside for user in n.users)]
     graph.output(tuple(new[n] for n in outputs))
     graph.lint()
@@ -271,9 +269,11 @@ def build_region(name: str, graph: fx.Graph, tensors: dict[str, torch.Tensor]) -
         tensors: by the targets of the graph's ``get_attr`` nodes.
     """
     root = nn.Module()
+    graph = _copied(graph)
     for node in graph.nodes:
         if node.op == "get_attr":
             root.register_buffer(node.target, tensors[node.target].detach())
+    _fold_constants(graph, root)
     specs = [node.meta["spec"] for node in graph.nodes if node.op == "placeholder"]
     output = next(node for node in graph.nodes if node.op == "output")
     return Region(
@@ -283,6 +283,29 @@ def build_region(name: str, graph: fx.Graph, tensors: dict[str, torch.Tensor]) -
         tuple(_output_spec(node) for node in output.args[0]),
         modules_of(graph.nodes),
     )
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
+
+
+def _fold_constants(graph: fx.Graph, root: nn.Module) -> None:
+    """Computes what depends on weights alone once, instead of in every call."""
+    for node in graph.nodes:
+        needed = node.all_input_nodes
+        if node.op != "call_function" or not needed or any(n.op != "get_attr" for n in needed):
+            continue
+        if "several" in node.meta or node.target is operator.getitem:
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: root.get_buffer(str(n.target)))
+        name = f"folded_{node.name}"
+        root.register_buffer(name, node.target(*args, **kwargs))
+        node.op, node.target, node.args, node.kwargs = "get_attr", name, (), {}
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
 
 
 def _output_spec(node: fx.Node) -> TensorSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +56,8 @@ class _Bound:
     """Takes the tensors of a call and returns those of its result."""
     requires_grad: bool
     """Whether a weight does, so that a call with gradients enabled needs a graph of autograd."""
+    team: Any = None
+    """Lives as long as an engine with threads of its own."""
     process: int = field(default_factory=os.getpid)
     shapes: dict[Any, bool] = field(default_factory=dict)
     """Whether calls with these shapes run by the engines."""
@@ -244,8 +246,9 @@ class Runner:
                 if k not in made:
                     region = build_region(str(k), self.plan.regions[k], tensors)
                     made[k] = ENGINES[choice.engine].build(region, region.example(choice.sizes), options)
-            forward = top_function(self.plan, module, tensors, made)
-            self._bound = _Bound(guard, options.threads, forward, guard.requires_grad)
+            forward = top_function(self.plan, module, tensors, made, self.record.precision)
+            team = idle_team(region.engine for region in self.record.regions)
+            self._bound = _Bound(guard, options.threads, forward, guard.requires_grad, team)
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -269,19 +272,39 @@ def original_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     return forward(module, *args, **kwargs)
 
 
-def top_function(plan: Plan, module: nn.Module, tensors: dict[str, Tensor], runs: Mapping[int, Run]) -> Any:
+def idle_team(engines: Iterable[str]) -> Any:
+    """Makes PyTorch's idle threads leave their cores, while it lives, to an engine that has threads of its own."""
+    needed = torch.get_num_threads() > 1 and any(ENGINES[name].own_threads for name in engines)
+    if not needed:
+        return None
+    from .._guard import IdleTeam  # compiled: nothing is captured without it
+
+    return IdleTeam()
+
+
+def top_function(
+    plan: Plan,
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    runs: Mapping[int, Run],
+    precision: str | None = None,
+) -> Any:
     """The plan's top graph as a function of the call's tensors.
 
     Args:
         tensors: of the module, by the targets of ``get_attr`` nodes.
         runs: of the regions, by number.
+        precision: of the LSTMs, None for that of their tensors.
     """
     names: dict[str, Any] = dict(tensors)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    if dtype is not None:
+        names |= {target: tensors[target].to(dtype) for target in plan.lstm_weights}
     names |= {f"region_{k}": run for k, run in runs.items()}
     for k, place in enumerate(plan.lstms):
         layer = module.get_submodule(place.module) if place.module else module
         backend = layer.backend if place.module and is_fast(layer) else "auto"
-        names[f"lstm_{k}"] = LSTMCall(place, backend)  # type: ignore[arg-type]
+        names[f"lstm_{k}"] = LSTMCall(place, backend, dtype)  # type: ignore[arg-type]
     return as_function(plan.top, SimpleNamespace(**names))
 
 
