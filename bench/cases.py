@@ -21,6 +21,7 @@ SUITES = {
     "cpu": "inference",
     "train": "training",
     "model": "whole models, CNN included",
+    "encoder": "the CNNs alone",
     "gpu": "inference and training, float16 and the largest calls included, for a GPU",
     "all": "everything that this machine can run",
 }
@@ -53,9 +54,9 @@ class Case:
     resets: float = 0.0
     """The share of steps before which the state is zeroed."""
     dropout: float = 0.0
-    """Between the layers, in training. The accuracy check runs without it."""
+    """Between the layers, and of all dropouts of a whole model, in training. The accuracy check runs without it."""
     model: str = ""
-    """A call of a whole model instead of the layer alone: a name in ``models.MODELS``."""
+    """A call of a whole model, or of an encoder, instead of the layer alone: a name in ``models.MODELS``."""
     modes: tuple[str, ...] = MODES
     dtypes: tuple[str, ...] = ("f32", "bf16")
     suites: tuple[str, ...] = ()
@@ -183,15 +184,44 @@ CORE = (
     Case("no-steps", 0, 4, 32, 64, 1, False, "nothing has arrived yet", states=True),
 )
 
-MODELS = tuple(
-    Case(f"model-{model}-b{B}", T, B, I, H, layers, bidirectional, use, model=model)
-    for model, T, I, H, layers, bidirectional, use in (
-        ("text", 32, 512, 256, 2, True, "text recognition, CNN included"),
-        ("video", 16, 512, 512, 3, False, "video classification, CNN included"),
-        ("words", 98, 320, 128, 1, True, "spoken words, CNN included"),
-        ("series", 100, 64, 128, 1, False, "forecasts, CNN included"),
+MODELS = (
+    # of a whole model, the sizes are those of its first LSTM
+    Case("video", 16, 1, 512, 256, 2, False, "video classification", model="video"),
+    Case("video-loop", 8, 1, 4096, 256, 1, False, "action recognition, frame by frame", model="video-loop"),
+    *(Case(f"words-b{B}", 32, B, 1024, 128, 1, True, "spoken words", model="words") for B in (1, 16)),
+    Case("text-vgg", 149, 1, 256, 256, 2, True, "text recognition, a line", model="text-vgg"),
+    Case("text-resnet", 149, 1, 512, 512, 2, True, "text recognition, a line", model="text-resnet"),
+    Case("hybrid", 8, 1, 832, 256, 1, False, "emotions from video, sound and sensors", model="hybrid"),
+    *(
+        Case(
+            *(f"policy-acts-b{B}", 1, B, 512, 512, 1, False, "recurrent policy, one step"),
+            model="policy-step",
+            modes=("inference",),
+        )
+        for B in (1, 32)
+    ),
+    Case("policy-rollout-b8", 16, 8, 512, 512, 1, False, "recurrent policy, a rollout", model="policy-rollout"),
+    *(Case(f"forecaster-b{B}", 64, B, 128, 128, 2, False, "forecasts", model="forecaster") for B in (1, 32)),
+    *(Case(f"sentiment-b{B}", 100, B, 64, 70, 1, False, "text sentiment", model="sentiment") for B in (1, 32)),
+    Case("sleep", 20, 1, 2432, 256, 2, True, "sleep stages from EEG", model="sleep"),
+    Case("separation", 255, 1, 512, 256, 3, True, "music source separation", model="separation"),
+    Case("denoising", 62, 1, 768, 768, 2, False, "speech denoising, a second", model="denoising"),
+)
+
+ENCODERS = tuple(
+    Case(f"{name}-b{B}", T, B, 0, 0, 0, False, use, model=model)
+    for name, model, T, batches, use in (
+        # T: steps of the LSTM that would follow, where they set the size of the input
+        ("vgg-64x600", "vgg-64", 150, (1,), "text recognition, a line"),
+        ("vgg-32x256", "vgg-32", 64, (8,), "text recognition, short lines"),
+        ("resnet18-112", "resnet18", 1, (1, 16), "video, frames"),
+        ("mobilenetv3-96", "mobilenetv3", 1, (1, 16), "video on small devices, frames"),
+        ("lenet5", "lenet5", 1, (16,), "characters"),
+        ("nature-cnn", "nature-cnn", 1, (1, 32), "recurrent policy, frames"),
+        ("cnn-1d-16x256", "cnn-1d", 64, (1, 32), "series"),
+        ("spectrogram-64x128", "spectrogram", 32, (1, 8), "spoken words"),
     )
-    for B in (1, 16)
+    for B in batches
 )
 
 
@@ -204,7 +234,8 @@ TABLE: tuple[Case, ...] = (
     *_with(CORE, "core"),
     *_with(INFERENCE, modes=("inference",)),
     *_with(TRAINING, modes=("training",), dtypes=("f32", "amp")),
-    *_with(MODELS, dtypes=("f32", "amp")),
+    *_with(MODELS, "model", dtypes=("f32", "amp")),
+    *_with(ENCODERS, "encoder", dtypes=("f32", "amp")),
 )
 CASES: dict[str, Case] = {case.name: case for case in TABLE}
 
@@ -258,4 +289,4 @@ def _in_suite(case: Case, mode: str, suite: str) -> bool:
         return True
     if suite in ("cpu", "train"):
         return not case.model and mode == {"cpu": "inference", "train": "training"}[suite]
-    return bool(case.model) if suite == "model" else suite in case.suites
+    return suite in case.suites

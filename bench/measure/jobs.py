@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from ..cases import Case
 from ..models import make
 
 States = tuple[Tensor, Tensor]
+DRAWS = 4
+"""Inputs on which a whole model's results are compared in inference: the error of a few numbers varies too much."""
 Forward = Callable[[Tensor | PackedSequence, States | None], tuple[Tensor | PackedSequence, States]]
 
 
@@ -58,21 +61,26 @@ class Inputs:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """The same for a whole model."""
+    """The same for a whole model, or for an encoder alone."""
 
     module: nn.Module
-    x: Tensor
+    x: tuple[Tensor, ...]  # the model's arguments
+    more: list[tuple[Tensor, ...]]  # other arguments of the same shapes, on which results are compared, too
 
     def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> ModelInputs:
+        def move(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t.to(device, dtype if t.is_floating_point() else None) for t in tensors)
+
         module = copy.deepcopy(self.module).to(device=device, dtype=dtype)
-        return ModelInputs(module, self.x.to(device=device, dtype=dtype))
+        return ModelInputs(module, move(self.x), [move(tensors) for tensors in self.more])
 
 
 def build(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs | ModelInputs:
     """Random data, seeded by the case's name; the same numbers, rounded, in every dtype."""
     seed = zlib.crc32(case.name.encode())
     if case.model:
-        return ModelInputs(*make(case.model, case.T, case.B, seed)).to(dtype, device)
+        module, (x, *more) = make(case.model, case.T, case.B, seed, DRAWS)
+        return ModelInputs(module, x, more).to(dtype, device)
     D, P = case.directions, case.proj_size or case.H
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -173,33 +181,52 @@ def autocast(amp: bool, device: torch.device) -> AbstractContextManager[object]:
 
 @dataclass
 class ModelJob:
-    """A whole model with its input."""
+    """A whole model with its inputs.
+
+    Args:
+        forward: what is called: the module itself, or a compiled form of it.
+    """
 
     module: nn.Module
-    x: Tensor
+    forward: Callable[..., Any]
+    inputs: ModelInputs
     mode: str
-    amp: bool
+    amp: bool = False
 
-    def __post_init__(self) -> None:
-        self.module.train(self.mode == "training")
-
-    def __call__(self) -> Tensor:
-        """The timed call: scores, and in training the gradients of half their mean square."""
-        training = self.mode == "training"
-        with torch.set_grad_enabled(training), autocast(self.amp, self.x.device):
-            scores: Tensor = self.module(self.x)
-        if training:
-            self.module.zero_grad(set_to_none=True)
-            scores.backward(scores.detach() / scores.numel())
-        return scores
+    def __call__(self) -> list[Tensor]:
+        """The timed call: the outputs, and in training the gradients of half their mean squares."""
+        return self._run(self.inputs.x)
 
     def results(self) -> dict[str, Tensor]:
-        """Runs once: the scores and in training the gradients of all parameters."""
-        found = {"scores": self().detach()}
-        if self.mode == "training":
-            for name, p in self.module.named_parameters():
-                found[f"gradient of {name}"] = torch.zeros_like(p) if p.grad is None else p.grad
+        """The outputs on all inputs; in training those of one run and the gradients of all parameters."""
+        if self.mode == "inference":
+            return on_all_inputs(self._run, self.inputs)
+        found = {f"output {k}": output.detach() for k, output in enumerate(self())}
+        for name, p in self.module.named_parameters():
+            found[f"gradient of {name}"] = torch.zeros_like(p) if p.grad is None else p.grad
         return found
+
+    def _run(self, x: tuple[Tensor, ...]) -> list[Tensor]:
+        training = self.mode == "training"
+        with torch.set_grad_enabled(training), autocast(self.amp, x[0].device):
+            outputs = flat(self.forward(*x))
+        if training:
+            self.module.zero_grad(set_to_none=True)
+            torch.autograd.backward(outputs, [output.detach() / output.numel() for output in outputs])
+        return outputs
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    """The tensors of a model's outputs, which may be nested."""
+    return [outputs] if isinstance(outputs, Tensor) else [tensor for part in outputs for tensor in flat(part)]
+
+
+def on_all_inputs(
+    run: Callable[[tuple[Tensor, ...]], Iterable[Tensor]], inputs: ModelInputs
+) -> dict[str, Tensor]:
+    """The outputs by number, each stacked over all inputs. ``run`` may write to the same memory in every call."""
+    runs = ([output.clone() for output in run(x)] for x in (inputs.x, *inputs.more))
+    return {f"output {k}": torch.stack(outputs) for k, outputs in enumerate(zip(*runs, strict=True))}
 
 
 def fast_job(
@@ -210,16 +237,38 @@ def fast_job(
     states: bool | None = None,
     amp: bool = False,
 ) -> Job | ModelJob:
-    """cnnlstm_fast.LSTM with the named backend, or "auto", or the model with such layers; ``states`` defaults to the
+    """cnnlstm_fast.LSTM with the named backend, or "auto", or the model after ``optimize``; ``states`` defaults to the
     case's."""
     if isinstance(inputs, ModelInputs):
-        return ModelJob(cnnlstm_fast.optimize(copy.deepcopy(inputs.module), backend), inputs.x, mode, amp)
+        return _optimized(case, inputs, mode, backend, amp)
     module = _with_weights(cnnlstm_fast.LSTM(**arguments(case), backend=backend), inputs)
     kwargs = {} if case.lengths is None or case.packed else {"lengths": inputs.lengths}
     if inputs.reset is not None:
         kwargs["reset"] = inputs.reset
     states = case.states if states is None else states
     return Job(module, lambda x, hx: module(x, hx, **kwargs), inputs, mode, states, amp)
+
+
+def _optimized(case: Case, inputs: ModelInputs, mode: str, backend: str, amp: bool) -> ModelJob:
+    """The model as this package's users run it: in inference in bfloat16 without autocast, by ``precision``."""
+    module = model(case, inputs, mode)
+    if "example_inputs" not in inspect.signature(cnnlstm_fast.optimize).parameters:
+        cnnlstm_fast.optimize(module, backend)
+        return ModelJob(module, module, inputs, mode, amp)
+    precision = "bf16" if amp and mode == "inference" else None
+    cnnlstm_fast.optimize(module, inputs.x, backend=backend, precision=precision)
+    return ModelJob(module, module, inputs, mode, amp and precision is None)
+
+
+def model(case: Case, inputs: ModelInputs, mode: str) -> nn.Module:
+    """A copy of the model, in training or evaluation mode, whose dropouts have the case's rate. Its Parameters are the
+    same: copies would count as the candidate's memory."""
+    shared = {id(p): p for p in inputs.module.parameters()}
+    module = copy.deepcopy(inputs.module, shared).train(mode == "training")
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = case.dropout
+    return module
 
 
 def pytorch_job(
@@ -232,7 +281,8 @@ def pytorch_job(
     """nn.LSTM as its users call it: for lengths, packing before and padding after it; for resets, one call for each
     stretch of steps between two of them. Or the unchanged model."""
     if isinstance(inputs, ModelInputs):
-        return ModelJob(copy.deepcopy(inputs.module), inputs.x, mode, amp)
+        module = model(case, inputs, mode)
+        return ModelJob(module, module, inputs, mode, amp)
     module = _with_weights(nn.LSTM(**arguments(case)), inputs)
     forward: Forward
     if inputs.reset is not None:
@@ -249,8 +299,11 @@ def pytorch_job(
 def oracle_job(
     case: Case, inputs: Inputs | ModelInputs, mode: str, states: bool | None = None
 ) -> Job | ModelJob:
-    """cnnlstm_fast.recurrent.reference in float64 on the same rounded inputs."""
-    return fast_job(case, inputs.to(torch.float64), mode, "reference", states)
+    """cnnlstm_fast.recurrent.reference, or the unchanged model, in float64 on the same rounded inputs."""
+    exact = inputs.to(torch.float64)
+    if isinstance(exact, ModelInputs):
+        return pytorch_job(case, exact, mode)
+    return fast_job(case, exact, mode, "reference", states)
 
 
 def runs_in_pytorch(case: Case) -> bool:

@@ -1,4 +1,4 @@
-"""The peers: other implementations of an LSTM that the benchmark compares with this package.
+"""The peers: other ways to run an LSTM or a whole model, which the benchmark compares with this package.
 
 To add one: a file in this folder that defines a ``Peer``, and a line in ``PEERS``.
 """
@@ -14,6 +14,7 @@ PEERS: dict[str, Peer] = {
         pytorch.EAGER,
         pytorch.TF32,
         torch_compile.PEER,
+        torch_compile.FROZEN,
         onnxruntime.FLOAT,
         onnxruntime.INT8,
         openvino.PEER,

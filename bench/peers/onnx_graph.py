@@ -26,7 +26,6 @@ def unsupported_reason(case: Case, mode: str, device: str) -> str | None:
     return first_reason(
         (mode != "inference", "inference only"),
         (device != "cpu", "set up for the CPU only"),
-        (bool(case.model), "set up for the layer alone"),
         (case.T == 0, "engines reject empty tensors"),
         (case.proj_size > 0, "ONNX's LSTM has no projections"),
         (case.resets > 0, "ONNX's LSTM has no resets"),
@@ -49,12 +48,12 @@ def model(case: Case, inputs: Inputs) -> Any:
     if case.states:
         given += [value("h0", states), value("c0", states)]
     results = [value("output", [T, B, D * H]), value("h_n", states), value("c_n", states)]
-    graph = helper.make_graph(list(_nodes(case)), "lstm", given, results, list(_constants(case, inputs)))
+    graph = helper.make_graph(list(_nodes(case)), "lstm", given, results, list(_weights(case, inputs)))
     # the oldest IR version with this opset, for engines that are older than the onnx package
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
-def feeds(case: Case, inputs: Inputs) -> dict[str, np.ndarray]:
+def constants(case: Case, inputs: Inputs) -> dict[str, np.ndarray]:
     """All inputs of the graph except x, which a caller may have to copy at every call."""
     found = {}
     if case.lengths is not None:
@@ -72,9 +71,9 @@ def padded(case: Case, inputs: Inputs) -> Tensor:
     return x.float()
 
 
-def as_results(case: Case, inputs: Inputs, arrays: Any) -> dict[str, Tensor]:
-    """The engine's outputs, given in the order of ``OUTPUTS``, in the case's own form (packed or padded)."""
-    found = {name: torch.from_numpy(np.array(array)) for name, array in zip(OUTPUTS, arrays, strict=True)}
+def as_results(case: Case, inputs: Inputs, outputs: list[Tensor]) -> dict[str, Tensor]:
+    """Copies of the engine's outputs, given in the order of ``OUTPUTS``, in the case's own form (packed or padded)."""
+    found = {name: output.clone() for name, output in zip(OUTPUTS, outputs, strict=True)}
     if case.packed:
         assert inputs.lengths is not None
         found["output"] = pack_padded_sequence(found["output"], inputs.lengths, enforce_sorted=False).data
@@ -107,7 +106,7 @@ def _nodes(case: Case) -> Iterator[Any]:
         yield make_node("Concat", [f"{name}_{k}" for k in layers], [name], axis=0)
 
 
-def _constants(case: Case, inputs: Inputs) -> Iterator[Any]:
+def _weights(case: Case, inputs: Inputs) -> Iterator[Any]:
     from onnx import numpy_helper
 
     suffixes = ("", "_reverse") if case.bidirectional else ("",)

@@ -3,71 +3,81 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..cases import Case
-from ..measure.jobs import Inputs
+from ..measure.jobs import Inputs, ModelInputs
 from . import onnx_graph
 from .base import Peer, first_reason
+from .onnx_call import OnnxCall, OnnxJob, onnx_call
 
 
 def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
+    # a whole model computes in float32 where others may use bfloat16 products: its users have no other choice
+    tensors = "f32" if dtype == "amp" and case.model else dtype
     return onnx_graph.unsupported_reason(case, mode, device) or first_reason(
-        (dtype != "f32", "its LSTM has no 16-bit kernel"),
+        (tensors != "f32", "its LSTM has no 16-bit kernel"),
         (case.empty > 0 and case.states, "it returns zeros as the final states of an empty sequence"),
     )
 
 
-class _Session:
-    def __init__(self, case: Case, inputs: Inputs, model: bytes) -> None:
+def _supports_int8(case: Case, mode: str, dtype: str, device: str) -> str | None:
+    return first_reason((bool(case.model), "set up for the layer alone")) or _supports(case, mode, dtype, device)
+
+
+class _Session(OnnxJob):
+    def __init__(self, call: OnnxCall) -> None:
         import onnxruntime
 
+        super().__init__(call)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._case, self._inputs = case, inputs
-        self._x = onnx_graph.padded(case, inputs)
+        self._session = onnxruntime.InferenceSession(call.graph, options, providers=["CPUExecutionProvider"])
         # bound once, as performance-conscious callers do: Session.run takes 5 microseconds more
         self._binding = self._session.io_binding()
-        self._feeds = onnx_graph.feeds(case, inputs)  # kept alive: the binding does not own them
-        for name, array in self._feeds.items():
+        for name, array in call.constants.items():  # the call keeps them alive: the binding does not own them
             self._binding.bind_cpu_input(name, array)
-        self._found = [
-            onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, "float32")
-            for output in self._session.get_outputs()
-        ]
-        for name, found in zip(onnx_graph.OUTPUTS, self._found, strict=True):
-            self._binding.bind_ortvalue_output(name, found)
+        feeds = {name: x.contiguous().numpy() for name, x in call.inputs.items()} | call.constants
+        self._found = []
+        for output, found in zip(
+            self._session.get_outputs(), self._session.run(None, feeds), strict=True
+        ):  # its sizes are known from a first run
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(found)
+            self._binding.bind_ortvalue_output(output.name, value)
+            self._found.append(value)
 
-    def __call__(self) -> None:
-        x = self._x.contiguous().numpy()  # a variable keeps it alive until the run is over
-        self._binding.bind_cpu_input("x", x)
+    def run(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        arrays = [x.contiguous().numpy() for x in tensors]  # a variable keeps them alive until the run is over
+        for name, array in zip(self.call.inputs, arrays, strict=True):
+            self._binding.bind_cpu_input(name, array)
         self._session.run_with_iobinding(self._binding)
+        return self._results
 
-    def results(self) -> dict[str, Tensor]:
-        self()
-        return onnx_graph.as_results(self._case, self._inputs, [found.numpy() for found in self._found])
-
-
-def _prepare(int8: bool, case: Case, inputs: Inputs, mode: str, dtype: str) -> _Session:
-    model = onnx_graph.model(case, inputs)
-    return _Session(case, inputs, _quantized(model) if int8 else model.SerializeToString())
+    @property
+    def _results(self) -> list[Tensor]:
+        return [torch.from_numpy(found.numpy()) for found in self._found]
 
 
-def _quantized(model: Any) -> bytes:
+def _prepare(int8: bool, case: Case, inputs: Inputs | ModelInputs, mode: str, dtype: str) -> _Session:
+    call = onnx_call(case, inputs)
+    return _Session(replace(call, graph=_quantized(call.graph)) if int8 else call)
+
+
+def _quantized(graph: bytes) -> bytes:
+    import onnx
     from onnxruntime.quantization import quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        quantize_dynamic(model, path)
+        quantize_dynamic(onnx.load_from_string(graph), path)
         return path.read_bytes()
 
 
@@ -84,7 +94,7 @@ INT8 = Peer(
     "ONNX Runtime, CPU provider, DynamicQuantizeLSTM",
     modules=("onnxruntime", "onnx"),
     pip="onnxruntime onnx",
-    supports=_supports,
+    supports=_supports_int8,
     prepare=partial(_prepare, True),
     precision="int8",
 )

@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..cases import Case
-from ..measure.jobs import Inputs
+from ..measure.jobs import Inputs, ModelInputs
 from . import onnx_graph
 from .base import Peer, first_reason
+from .onnx_call import OnnxCall, OnnxJob, onnx_call
+
+PRECISIONS = {"f32": "f32", "bf16": "bf16", "amp": "bf16"}
+"""Of the products, by a row's dtype. The tensors are float32 in any case."""
 
 
 def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
     return onnx_graph.unsupported_reason(case, mode, device) or first_reason(
-        (dtype not in ("f32", "bf16"), "set up for float32 and bfloat16"),
+        (dtype not in PRECISIONS, "set up for float32 and bfloat16"),
         (case.empty > 0 and case.states, "it returns wrong final states of an empty sequence"),
     )
 
 
-class _Compiled:
-    """Tensors are float32 in either dtype; bfloat16 is only the precision of the products."""
-
-    def __init__(self, case: Case, inputs: Inputs, precision: str) -> None:
+class _Compiled(OnnxJob):
+    def __init__(self, call: OnnxCall, precision: str) -> None:
         import openvino
 
+        super().__init__(call)
         core = openvino.Core()
-        model = core.read_model(onnx_graph.model(case, inputs).SerializeToString())
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        self._request = core.compile_model(model, "CPU", options).create_infer_request()
-        self._case, self._inputs = case, inputs
-        self._x = onnx_graph.padded(case, inputs)
-        self._feeds = onnx_graph.feeds(case, inputs)
+        compiled = core.compile_model(core.read_model(call.graph), "CPU", options)
+        self._request = compiled.create_infer_request()
+        self._outputs = range(len(compiled.outputs))
 
-    def __call__(self) -> Any:
-        feeds = {"x": self._x.contiguous().numpy(), **self._feeds}
-        return self._request.infer(feeds, share_inputs=True, share_outputs=True)
-
-    def results(self) -> dict[str, Tensor]:
-        found = self()
-        return onnx_graph.as_results(self._case, self._inputs, [found[name] for name in onnx_graph.OUTPUTS])
+    def run(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        feeds = {name: x.contiguous().numpy() for name, x in zip(self.call.inputs, tensors, strict=True)}
+        found = self._request.infer(feeds | self.call.constants, share_inputs=True, share_outputs=True)
+        return [torch.from_numpy(found[k]) for k in self._outputs]
 
 
-def _prepare(case: Case, inputs: Inputs, mode: str, dtype: str) -> _Compiled:
-    return _Compiled(case, inputs, dtype)
+def _prepare(case: Case, inputs: Inputs | ModelInputs, mode: str, dtype: str) -> _Compiled:
+    return _Compiled(onnx_call(case, inputs), PRECISIONS[dtype])
 
 
 PEER = Peer(
