@@ -186,30 +186,48 @@ CORE = (
 
 MODELS = (
     # of a whole model, the sizes are those of its first LSTM
-    Case("video", 16, 1, 512, 256, 2, False, "video classification", model="video"),
-    Case("video-loop", 8, 1, 4096, 256, 1, False, "action recognition, frame by frame", model="video-loop"),
-    *(Case(f"words-b{B}", 32, B, 1024, 128, 1, True, "spoken words", model="words") for B in (1, 16)),
-    Case("text-vgg", 149, 1, 256, 256, 2, True, "text recognition, a line", model="text-vgg"),
-    Case("text-resnet", 149, 1, 512, 512, 2, True, "text recognition, a line", model="text-resnet"),
-    Case("hybrid", 8, 1, 832, 256, 1, False, "emotions from video, sound and sensors", model="hybrid"),
+    Case("model-video", 16, 1, 512, 256, 2, False, "video classification", model="video"),
+    Case(
+        "model-video-loop",
+        8,
+        1,
+        4096,
+        256,
+        1,
+        False,
+        "action recognition, frame by frame",
+        model="video-loop",
+    ),
+    *(Case(f"model-words-b{B}", 32, B, 1024, 128, 1, True, "spoken words", model="words") for B in (1, 16)),
+    Case("model-text-vgg", 149, 1, 256, 256, 2, True, "text recognition, a line", model="text-vgg"),
+    Case("model-text-resnet", 149, 1, 512, 512, 2, True, "text recognition, a line", model="text-resnet"),
+    Case("model-hybrid", 8, 1, 832, 256, 1, False, "emotions from video, sound and sensors", model="hybrid"),
     *(
         Case(
-            *(f"policy-acts-b{B}", 1, B, 512, 512, 1, False, "recurrent policy, one step"),
+            *(f"model-policy-acts-b{B}", 1, B, 512, 512, 1, False, "recurrent policy, one step"),
             model="policy-step",
             modes=("inference",),
         )
         for B in (1, 32)
     ),
-    Case("policy-rollout-b8", 16, 8, 512, 512, 1, False, "recurrent policy, a rollout", model="policy-rollout"),
-    *(Case(f"forecaster-b{B}", 64, B, 128, 128, 2, False, "forecasts", model="forecaster") for B in (1, 32)),
-    *(Case(f"sentiment-b{B}", 100, B, 64, 70, 1, False, "text sentiment", model="sentiment") for B in (1, 32)),
-    Case("sleep", 20, 1, 2432, 256, 2, True, "sleep stages from EEG", model="sleep"),
-    Case("separation", 255, 1, 512, 256, 3, True, "music source separation", model="separation"),
-    Case("denoising", 62, 1, 768, 768, 2, False, "speech denoising, a second", model="denoising"),
+    Case(
+        "policy-rollout-b8", 16, 8, 512, 512, 1, False, "recurrent policy, a rollout", model="policy-rollout"
+    ),
+    *(
+        Case(f"model-forecaster-b{B}", 64, B, 128, 128, 2, False, "forecasts", model="forecaster")
+        for B in (1, 32)
+    ),
+    *(
+        Case(f"model-sentiment-b{B}", 100, B, 64, 70, 1, False, "text sentiment", model="sentiment")
+        for B in (1, 32)
+    ),
+    Case("model-sleep", 20, 1, 2432, 256, 2, True, "sleep stages from EEG", model="sleep"),
+    Case("model-separation", 255, 1, 512, 256, 3, True, "music source separation", model="separation"),
+    Case("model-denoising", 62, 1, 768, 768, 2, False, "speech denoising, a second", model="denoising"),
 )
 
 ENCODERS = tuple(
-    Case(f"{name}-b{B}", T, B, 0, 0, 0, False, use, model=model)
+    Case(f"encoder-{name}-b{B}", T, B, 0, 0, 0, False, use, model=model)
     for name, model, T, batches, use in (
         # T: steps of the LSTM that would follow, where they set the size of the input
         ("vgg-64x600", "vgg-64", 150, (1,), "text recognition, a line"),

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .cases import SUITES, Call, calls, calls_of, of_shape
+from .cases import DTYPES, MODES, SUITES, Call, calls, calls_of, of_shape
 from .measure import environment
 from .measure.candidates import candidate
 from .measure.runner import Plan, Runner
@@ -26,7 +26,8 @@ from .report.record import OURS, PYTORCH, Record, load, save
 from .roofline import peaks
 
 SAVED_EVERY = 60.0  # seconds
-SECONDS = {"quick": 0.3}  # for each candidate on each call; one second in the other suites
+SECONDS = {"quick": 0.3, "model": 0.5, "encoder": 0.5}
+"""For each candidate on each call; one second in the other suites."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> int:
@@ -40,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suites = "; ".join(f"{name}: {what}" for name, what in SUITES.items())
     parser.add_argument("--suite", choices=SUITES, default="quick", help=f"{suites} (%(default)s)")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only rows whose name contains it")
+    parser.add_argument("--mode", choices=MODES, help="only rows of it")
+    parser.add_argument("--dtype", choices=DTYPES, help="only rows of it; amp: float32, products in bfloat16")
     parser.add_argument(
         "--shape",
         action="append",
@@ -87,10 +90,13 @@ def run(args: argparse.Namespace) -> int:
             chosen = list(calls_of(map(of_shape, args.shape), device))
         else:
             chosen = calls(args.suite, args.filter, device)
+        chosen = [
+            call for call in chosen if args.mode in (None, call.mode) and args.dtype in (None, call.dtype)
+        ]
         if not chosen:
-            raise ValueError(
-                f"--filter: no row of the suite {args.suite} contains {args.filter!r}; see --list."
-            )
+            asked = {"--filter": args.filter, "--mode": args.mode, "--dtype": args.dtype}
+            text = " ".join(f"{name} {value!r}" for name, value in asked.items() if value)
+            raise ValueError(f"{text}: no such row in the suite {args.suite}; see --list.")
         names = _candidates(args.peers, quick=args.suite == "quick")
         torch.set_num_threads(args.threads)
         record = Record(

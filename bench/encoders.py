@@ -15,7 +15,7 @@ def conv_block(channels: int, out: int, pool: tuple[int, int] | None = None) -> 
 
 
 class VGG(nn.Module):
-    """The CNN of CRNN text recognisers (Shi et al. 2015), at half its width: lines (B, 1, H, W) -> (B, 256, h, W/4-1)."""
+    """The CNN of CRNN (Shi et al. 2015) at half its width: lines of text (B, 1, H, W) -> (B, 256, h, W/4-1)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,14 +89,16 @@ class ResNet18(nn.Module):
 
 
 class TextResNet(nn.Module):
-    """The residual CNN of text recognisers (Cheng et al. 2017), 29 convolutions: lines (B, 1, H, W) -> (B, 512, h, W/4+1)."""
+    """A residual CNN for text, after FAN (Cheng et al. 2017): lines of text (B, 1, H, W) -> (B, 512, h, W/4+1)."""
 
     def __init__(self) -> None:
         super().__init__()
 
         def stage(channels: int, out: int, blocks: int) -> nn.Sequential:
             first = BasicBlock(channels, out)
-            return nn.Sequential(first, *(BasicBlock(out, out) for _ in range(blocks - 1)), conv_block(out, out))
+            return nn.Sequential(
+                first, *(BasicBlock(out, out) for _ in range(blocks - 1)), conv_block(out, out)
+            )
 
         self.layers = nn.Sequential(
             conv_block(1, 32),
@@ -245,7 +247,9 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
         )
-        self.fc6 = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(256 * 6 * 6, 4096), nn.ReLU(inplace=True))
+        self.fc6 = nn.Sequential(
+            nn.Flatten(), nn.Dropout(), nn.Linear(256 * 6 * 6, 4096), nn.ReLU(inplace=True)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc6(self.features(images))

@@ -39,8 +39,8 @@ class VideoClassifier(nn.Module):
 
 
 class ActionRecogniser(nn.Module):
-    """Frames (B, T, 3, 224, 224), encoded in a loop, as in LRCN (Donahue et al. 2015) -> the mean of the class scores of
-    all frames (B, 101)."""
+    """Frames (B, T, 3, 224, 224), encoded in a loop, as in LRCN (Donahue et al. 2015) -> class scores (B, 101), the
+    mean over the frames."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class WordSpotter(nn.Module):
 
 
 class TextReader(nn.Module):
-    """Lines of text (B, 1, 64, W): a CNN and BiLSTMs, for CTC -> log-probabilities (steps, B, 97)."""
+    """Lines of text (B, 1, 64, W): a CNN and BiLSTMs, for CTC -> scores (steps, B, 97)."""
 
     def __init__(self, cnn: nn.Module, channels: int, hidden: int) -> None:
         super().__init__()
@@ -88,12 +88,12 @@ class TextReader(nn.Module):
         features = self.cnn(lines).mean(dim=2).transpose(1, 2)  # (B, steps, channels)
         features = self.linear1(self.lstm1(features)[0])
         features = self.linear2(self.lstm2(features)[0])
-        return self.head(features).log_softmax(2).transpose(0, 1)
+        return self.head(features).transpose(0, 1)
 
 
 class EmotionRecogniser(nn.Module):
-    """Video (B, T, 3, 96, 96), log-mel spectrograms (B, T, 1, 64, 32) and sensors (B, T, 6, 64), one piece for each of T
-    steps: a CNN for each, concatenated, then an LSTM -> class scores (B, 7)."""
+    """Frames (B, T, 3, 96, 96), log-mel spectrograms (B, T, 1, 64, 32) and sensors (B, T, 6, 64), each with its CNN,
+    concatenated, then an LSTM -> class scores (B, 7)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,8 +212,8 @@ class SleepStager(nn.Module):
 
 
 class Separator(nn.Module):
-    """Magnitude spectrograms of stereo music (B, 2, 2049, T) -> those of one instrument, as in Open-Unmix (Stöter et al.
-    2019)."""
+    """Magnitude spectrograms of stereo music (B, 2, 2049, T) -> those of one instrument, as in Open-Unmix (Stöter et
+    al. 2019)."""
 
     BINS, KEPT, HIDDEN = 2049, 1487, 512
 
@@ -244,8 +244,8 @@ class Separator(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Waveforms (B, 1, samples), a 1-D convolutional U-net with an LSTM at its bottom, as in Demucs (Défossez et al. 2020)
-    -> the same shape. The samples are 1024 * T + 1364 for T steps of the LSTM."""
+    """Waveforms (B, 1, samples) -> the same shape, by a 1-D convolutional U-net with an LSTM at its bottom, as in
+    Demucs (Défossez et al. 2020). The samples are 1024 * T + 1364 for T steps of the LSTM."""
 
     def __init__(self, depth: int = 5, hidden: int = 48) -> None:
         super().__init__()
@@ -295,11 +295,15 @@ class Model:
     shapes: Callable[[int, int], Shapes]
     tokens: int = 0
     """The inputs are numbers of type int64 below this; otherwise they are normally distributed, float32."""
+    draws: int = 2
+    """Inputs on which results are compared in inference. The error of a few numbers varies: they take more."""
 
     def axes(self) -> list[list[int]]:
         """Per input the dimensions that depend on T or B, which an export has to leave open."""
         pairs = zip(self.shapes(16, 2), self.shapes(32, 3), strict=True)
-        return [[k for k, sizes in enumerate(zip(*pair, strict=True)) if len(set(sizes)) > 1] for pair in pairs]
+        return [
+            [k for k, sizes in enumerate(zip(*pair, strict=True)) if len(set(sizes)) > 1] for pair in pairs
+        ]
 
     def draw(self, T: int, B: int) -> tuple[Tensor, ...]:
         """Random inputs."""
@@ -315,11 +319,13 @@ MODELS: dict[str, Model] = {
     "words": Model(WordSpotter, lambda T, B: ((B, 1, 64, 4 * T),)),
     "text-vgg": Model(lambda: TextReader(VGG(), 256, 256), lambda T, B: ((B, 1, 64, 4 * T),)),
     "text-resnet": Model(lambda: TextReader(TextResNet(), 512, 512), lambda T, B: ((B, 1, 64, 4 * T),)),
-    "hybrid": Model(EmotionRecogniser, lambda T, B: ((B, T, 3, 96, 96), (B, T, 1, 64, 32), (B, T, 6, 64))),
-    "policy-step": Model(Policy, lambda T, B: ((B, 4, 84, 84), (1, B, 512), (1, B, 512))),
+    "hybrid": Model(
+        EmotionRecogniser, lambda T, B: ((B, T, 3, 96, 96), (B, T, 1, 64, 32), (B, T, 6, 64)), draws=8
+    ),
+    "policy-step": Model(Policy, lambda T, B: ((B, 4, 84, 84), (1, B, 512), (1, B, 512)), draws=16),
     "policy-rollout": Model(PolicyRollout, lambda T, B: ((T, B, 4, 84, 84), (1, B, 512), (1, B, 512))),
-    "forecaster": Model(Forecaster, lambda T, B: ((B, 4 * T, 16),)),
-    "sentiment": Model(Sentiment, lambda T, B: ((B, 4 * T + 4),), tokens=20_000),
+    "forecaster": Model(Forecaster, lambda T, B: ((B, 4 * T, 16),), draws=16),
+    "sentiment": Model(Sentiment, lambda T, B: ((B, 4 * T + 4),), tokens=20_000, draws=16),
     "sleep": Model(SleepStager, lambda T, B: ((B, T, 3000),)),
     "separation": Model(Separator, lambda T, B: ((B, 2, 2049, T),)),
     "denoising": Model(Denoiser, lambda T, B: ((B, 1, 1024 * T + 1364),)),
@@ -335,9 +341,10 @@ MODELS: dict[str, Model] = {
 }
 
 
-def make(name: str, T: int, B: int, seed: int, draws: int = 1) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
-    """A model and ``draws`` inputs, random numbers in float32 on the CPU. Its activations keep their scale from layer to
-    layer, as in a trained model: at PyTorch's defaults they vanish in a deep one, and with them most of its errors."""
+def make(name: str, T: int, B: int, seed: int) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
+    """A model and its ``draws`` inputs, random numbers in float32 on the CPU. Its activations keep their scale from
+    layer to layer, as in a trained model: at PyTorch's defaults they vanish in a deep one, and with them most errors.
+    """
     model = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -346,7 +353,7 @@ def make(name: str, T: int, B: int, seed: int, draws: int = 1) -> tuple[nn.Modul
             if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         _set_statistics(module, model.draw(max(T // 4, 1), B))
-        return module, [model.draw(T, B) for _ in range(draws)]
+        return module, [model.draw(T, B) for _ in range(model.draws)]
 
 
 def _set_statistics(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

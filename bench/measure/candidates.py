@@ -26,7 +26,11 @@ def candidate(name: str) -> Peer:
 
 def _ours(name: str, backend: str) -> Peer:
     def supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
-        return None if backend == "auto" else BACKENDS[backend].supports(case.spec(mode, dtype, device))
+        if backend == "auto":
+            return None
+        if not case.layers:
+            return "there is no LSTM in it"
+        return BACKENDS[backend].supports(case.spec(mode, dtype, device))
 
     return Peer(
         name,

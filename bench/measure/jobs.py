@@ -22,8 +22,6 @@ from ..cases import Case
 from ..models import make
 
 States = tuple[Tensor, Tensor]
-DRAWS = 4
-"""Inputs on which a whole model's results are compared in inference: the error of a few numbers varies too much."""
 Forward = Callable[[Tensor | PackedSequence, States | None], tuple[Tensor | PackedSequence, States]]
 
 
@@ -79,8 +77,8 @@ def build(case: Case, dtype: torch.dtype, device: str = "cpu") -> Inputs | Model
     """Random data, seeded by the case's name; the same numbers, rounded, in every dtype."""
     seed = zlib.crc32(case.name.encode())
     if case.model:
-        module, (x, *more) = make(case.model, case.T, case.B, seed, DRAWS)
-        return ModelInputs(module, x, more).to(dtype, device)
+        module, (first, *more) = make(case.model, case.T, case.B, seed)
+        return ModelInputs(module, first, more).to(dtype, device)
     D, P = case.directions, case.proj_size or case.H
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -252,11 +250,12 @@ def fast_job(
 def _optimized(case: Case, inputs: ModelInputs, mode: str, backend: str, amp: bool) -> ModelJob:
     """The model as this package's users run it: in inference in bfloat16 without autocast, by ``precision``."""
     module = model(case, inputs, mode)
-    if "example_inputs" not in inspect.signature(cnnlstm_fast.optimize).parameters:
-        cnnlstm_fast.optimize(module, backend)
+    optimize: Any = cnnlstm_fast.optimize
+    if "example_inputs" not in inspect.signature(optimize).parameters:
+        optimize(module, backend)
         return ModelJob(module, module, inputs, mode, amp)
     precision = "bf16" if amp and mode == "inference" else None
-    cnnlstm_fast.optimize(module, inputs.x, backend=backend, precision=precision)
+    optimize(module, inputs.x, backend=backend, precision=precision)
     return ModelJob(module, module, inputs, mode, amp and precision is None)
 
 

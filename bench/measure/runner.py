@@ -32,7 +32,9 @@ LEAST_ROUNDS, LEAST_LONG_ROUNDS, MOST_ROUNDS = 8, 5, 60
 PROCESSES = 2
 """Processes of each candidate, which alternate from round to round. The time of the same call differs by up to 5 %
 between processes, since their memory and stacks have other addresses; two of them bring this scatter into the
-interval. A long call has one process: it differs less, and two would hold its data twice."""
+interval. A long call has one process: it differs less, and two would hold its data twice. So has a candidate whose
+set-up is long."""
+LONG_SETUP = 2.0  # seconds
 TURN = 0.03  # seconds: long compared with the warm-up, short compared with drifts of the machine's speed
 SETUP_LIMIT = 180.0  # seconds for set-up, first calls and results
 
@@ -109,7 +111,7 @@ class Runner:
                 path = Path(self._folder.name) / f"{len(results)}.pt" if self.plan.check_accuracy else None
                 try:
                     prepared = self._prepare(name, 0, call, path)
-                    once = peer.slow_setup or prepared["call_s"] >= LONG_CALL
+                    once = prepared["call_s"] >= LONG_CALL or prepared["setup_s"] >= LONG_SETUP
                     processes[name] = 1 if once else PROCESSES
                     for process in range(1, processes[name]):
                         self._prepare(name, process, call, None)

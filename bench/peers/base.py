@@ -19,8 +19,8 @@ class Runnable(Protocol):
         """The timed call."""
 
     def results(self) -> dict[str, Tensor]:
-        """Runs once; names as in ``jobs.Job.results`` (output, h_n, c_n, in training the gradients), or for a whole model
-        as in ``jobs.ModelJob.results``."""
+        """Runs once; names as in ``jobs.Job.results``: output, h_n, c_n, in training the gradients. Of a whole model as
+        in ``jobs.ModelJob.results``."""
 
 
 @dataclass(frozen=True)

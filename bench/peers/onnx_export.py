@@ -1,6 +1,6 @@
 """Whole models as ONNX graphs, as users export them: varying dimensions stay open, and weights are constants.
 
-By the exporter of TorchScript: it needs no other package than ``onnx`` and takes a second, the newer one (dynamo) several.
+By the exporter of TorchScript: it needs no other package than ``onnx`` and takes a second, the newer one several.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def _supports(case: Case, mode: str, dtype: str, device: str) -> str | None:
 
 
 def _supports_int8(case: Case, mode: str, dtype: str, device: str) -> str | None:
-    return first_reason((bool(case.model), "set up for the layer alone")) or _supports(case, mode, dtype, device)
+    return first_reason((bool(case.model), "set up for the layer alone")) or _supports(
+        case, mode, dtype, device
+    )
 
 
 class _Session(OnnxJob):
@@ -55,7 +57,9 @@ class _Session(OnnxJob):
             self._found.append(value)
 
     def run(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        arrays = [x.contiguous().numpy() for x in tensors]  # a variable keeps them alive until the run is over
+        arrays = [
+            x.contiguous().numpy() for x in tensors
+        ]  # a variable keeps them alive until the run is over
         for name, array in zip(self.call.inputs, arrays, strict=True):
             self._binding.bind_cpu_input(name, array)
         self._session.run_with_iobinding(self._binding)

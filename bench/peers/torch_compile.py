@@ -1,5 +1,5 @@
-"""torch.compile: of nn.LSTM with static shapes and fullgraph=True, so that no part silently falls back to eager; of whole
-models as its documentation shows it, and with frozen weights."""
+"""torch.compile: of nn.LSTM with static shapes and fullgraph=True, so that no part silently falls back to eager; of
+whole models as its documentation shows it, and with frozen weights."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def _unrolls(case: Case, mode: str, device: str) -> bool:
     return mode == "training" or device != "cpu" or case.proj_size > 0
 
 
-def _prepare(
-    frozen: bool, case: Case, inputs: Inputs | ModelInputs, mode: str, dtype: str
-) -> Job | ModelJob:
+def _prepare(frozen: bool, case: Case, inputs: Inputs | ModelInputs, mode: str, dtype: str) -> Job | ModelJob:
     from torch._inductor import config
 
     torch._dynamo.reset()  # graphs of earlier cases would count towards the recompilation limit

@@ -14,20 +14,10 @@ from cnnlstm_fast.pages import template
 
 from ..cases import SUITES
 from . import plots
-from .record import OURS, PYTORCH, Measurement, Record, Row, geometric_mean
+from .record import BEHIND, OURS, PYTORCH, Measurement, Ratio, Record, Row, geometric_mean, usable
 
 UNKNOWN = "–"
 UNITS = {"gemm_": "FLOP/s", "read_": "B/s", "copy": "B/s", "_bytes": "B", "_latency": "s", "_barrier": "s"}
-
-
-@dataclass(frozen=True)
-class Group:
-    """The calls of one mode and dtype: geometric means of the speed-up, NaN where no call was compared."""
-
-    name: str
-    calls: int
-    pytorch: float
-    best: float
 
 
 @dataclass(frozen=True)
@@ -60,9 +50,13 @@ def render(record: Record) -> str:
         record=record,
         facts=_facts(record),
         failures=_failures(record),
-        groups=_groups(record.rows),
+        groups=[group for group in record.groups() if group.pytorch or group.best],
+        behind=BEHIND,
+        mean=_mean,
+        models=[row for row in record.rows if row.case.model],
+        names=list(dict.fromkeys(name for row in record.rows for name in row.measured)),
         losses=record.losses(),
-        compared=sum(plots.usable(row.vs_best) is not None for row in record.rows),
+        compared=sum(usable(row.vs_best) is not None for row in record.rows),
         worst_share=min(shares, default=None),
         mean_share=geometric_mean(shares),
         sections=plots.sections(record),
@@ -110,16 +104,9 @@ def _failures(record: Record) -> list[Failure]:
     return [Failure(*what, names) for what, names in calls.items()]
 
 
-def _groups(rows: Iterable[Row]) -> list[Group]:
-    found = []
-    for name, members in plots.by_mode_and_dtype(rows).items():
-        pytorch = [ratio.value for row in members if (ratio := plots.usable(row.vs_pytorch))]
-        best = [ratio.value for row in members if (ratio := plots.usable(row.vs_best))]
-        if best or pytorch:
-            found.append(
-                Group(name, max(len(pytorch), len(best)), geometric_mean(pytorch), geometric_mean(best))
-            )
-    return found
+def _mean(ratios: Iterable[Ratio]) -> float:
+    """NaN where no call was compared."""
+    return geometric_mean([ratio.value for ratio in ratios])
 
 
 def _pytorch(row: Row) -> Measurement:

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from cnnlstm_fast.pages import FAST, INK, STYLE, svg, tidy
 
 from ..cases import Case
-from .record import OURS, PYTORCH, Ratio, Record, Row
+from .record import OURS, PYTORCH, Ratio, Record, Row, usable
 
 EAGER = "#6b7178"
 OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7a4f9a", "#56b4e9")
@@ -51,13 +51,13 @@ class Section:
 @matplotlib.rc_context(STYLE | LEGENDS)
 def sections(record: Record) -> list[Section]:
     """The sections that have at least one plot."""
-    groups, looks = by_mode_and_dtype(record.rows), _looks(record.rows)
+    groups, looks = record.groups(), _looks(record.rows)
     found = [
         Section(
             "Speed-up per call",
             "Another's time / ours with its 95 % interval; right of 1 we are faster. "
             "No diamond: no other peer was faster than PyTorch.",
-            [(name, svg) for name, rows in groups.items() if (svg := _speedups(rows))],
+            [(group.name, svg) for group in groups if (svg := _speedups(group.rows))],
         ),
         *(
             Section(
@@ -72,7 +72,7 @@ def sections(record: Record) -> list[Section]:
         Section(
             "Share of the machine's limit",
             "The lower bound of the call's time / our median time.",
-            [(name, svg) for name, rows in groups.items() if (svg := _shares(rows))],
+            [(group.name, svg) for group in groups if (svg := _shares(group.rows))],
         ),
         Section(
             "Peak memory",
@@ -81,19 +81,6 @@ def sections(record: Record) -> list[Section]:
         ),
     ]
     return [section for section in found if section.plots]
-
-
-def by_mode_and_dtype(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """In the order of the rows."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(f"{row.mode} {row.dtype}", []).append(row)
-    return groups
-
-
-def usable(ratio: Ratio | None) -> Ratio | None:
-    """The ratio if it is finite and positive, else None."""
-    return ratio if ratio and all(0 < x < math.inf for x in (ratio.value, ratio.low, ratio.high)) else None
 
 
 def _speedups(rows: Sequence[Row]) -> str:
@@ -215,8 +202,8 @@ def _times(row: Row) -> dict[str, float]:
 def _title(family: Mapping[int, Row], size: str) -> str:
     row = next(iter(family.values()))
     case = row.case
-    parts = [f"{name} {getattr(case, name)}" for name in SIZES if name != size]
-    parts.append(f"{case.layers} layer{'s' if case.layers > 1 else ''}")
+    parts = [f"{name} {getattr(case, name)}" for name in SIZES if name != size and getattr(case, name)]
+    parts += [f"{case.layers} layer{'s' if case.layers > 1 else ''}"] if case.layers else []
     odd = ("bidirectional", "packed", "lengths", "strided", "states", "resets", "dropout")
     parts += [name for name in odd if getattr(case, name)]
     parts += [f"projection {case.proj_size}"] if case.proj_size else []

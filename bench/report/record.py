@@ -24,6 +24,8 @@ from ..cases import Case
 OURS = "cnnlstm_fast"
 PYTORCH = "pytorch"
 BUSY = 0.2  # cores
+BEHIND = 0.95
+"""Below this ratio to the best peer a row counts as behind."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Measurement:
     peak_bytes: int | None = None  # the peak during set-up and calls, beyond what was in use before
     error: float | None = None  # relative to float64, of the result that is closest to its limit
     limit: float | None = None  # of that result's error
+
+    @property
+    def ready_s(self) -> float | None:
+        """Seconds until the first result."""
+        return None if self.setup_s is None or self.first_call_s is None else self.setup_s + self.first_call_s
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,32 @@ class Row:
         return paired_ratio(both[peer].rounds, both[OURS].rounds)
 
 
+@dataclass(frozen=True)
+class Group:
+    """The rows of one mode and dtype."""
+
+    name: str
+    rows: list[Row]
+
+    @property
+    def pytorch(self) -> list[Ratio]:
+        return [ratio for row in self.rows if (ratio := usable(row.vs_pytorch))]
+
+    @property
+    def best(self) -> list[Ratio]:
+        return [ratio for row in self.rows if (ratio := usable(row.vs_best))]
+
+    @property
+    def slower(self) -> int:
+        """Rows slower than PyTorch beyond noise."""
+        return sum(ratio.loss for ratio in self.pytorch)
+
+    @property
+    def behind(self) -> int:
+        """Rows below ``BEHIND`` of the best peer's speed."""
+        return sum(ratio.value < BEHIND for ratio in self.best)
+
+
 @dataclass
 class Record:
     """A whole run."""
@@ -121,6 +154,13 @@ class Record:
         ratios = ((row, row.vs_best if peer is None else row.ratio(peer)) for row in self.rows)
         return [row for row, ratio in ratios if ratio is not None and ratio.loss]
 
+    def groups(self) -> list[Group]:
+        """The rows by mode and dtype, in the order of the rows."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(f"{row.mode} {row.dtype}", []).append(row)
+        return [Group(name, rows) for name, rows in groups.items()]
+
     @property
     def disturbance(self) -> str | None:
         """A sentence where other processes used the CPU."""
@@ -137,6 +177,11 @@ class Record:
     def failed(self) -> list[tuple[Row, Measurement]]:
         bad = ("failed", "error")
         return [(row, m) for row in self.rows for m in row.candidates.values() if m.status in bad]
+
+
+def usable(ratio: Ratio | None) -> Ratio | None:
+    """The ratio if it is finite and positive, else None."""
+    return ratio if ratio and all(0 < x < math.inf for x in (ratio.value, ratio.low, ratio.high)) else None
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .record import PYTORCH, Measurement, Ratio, Record, Row, geometric_mean
+from .record import BEHIND, PYTORCH, Measurement, Ratio, Record, Row, geometric_mean
 
 
 def duration(seconds: float | None) -> str:
@@ -45,25 +45,30 @@ def line(row: Row) -> str:
 def show(console: Console, record: Record) -> None:
     """Prints the tables, the means, the losses, the failures and the missing peers."""
     console.print(_rows(record))
-    console.print(_setup(record))
+    models = [row for row in record.rows if row.case.model]
+    if models:
+        console.print(_side_by_side("Median time of a call", models, lambda m: duration(m.median_s)))
+        console.print(_side_by_side("Set-up until the first result", models, lambda m: duration(m.ready_s)))
+        console.print(_side_by_side("Memory added at the peak", models, _memory))
+    if len(models) < len(record.rows):
+        console.print(_setup([row for row in record.rows if not row.case.model]))
     for text in summary(record):
         console.print(text)
 
 
 def summary(record: Record) -> Iterator[str]:
     """The lines below the tables."""
-    for mode, dtype in dict.fromkeys((row.mode, row.dtype) for row in record.rows):
-        rows = [row for row in record.rows if (row.mode, row.dtype) == (mode, dtype)]
-        means = []
-        for name, ratios in (
-            ("PyTorch", [row.vs_pytorch for row in rows]),
-            ("the best peer", [row.vs_best for row in rows]),
-        ):
-            values = [r.value for r in ratios if r is not None]
-            if values:
-                means.append(f"{geometric_mean(values):.2f}x {name} ({len(values)} rows)")
+    for group in record.groups():
+        means = [
+            f"{geometric_mean([ratio.value for ratio in ratios]):.2f}x {name} ({len(ratios)} rows, {lost})"
+            for name, ratios, lost in (
+                ("PyTorch", group.pytorch, f"{group.slower} slower beyond noise"),
+                ("the best peer", group.best, f"{group.behind} below {BEHIND}"),
+            )
+            if ratios
+        ]
         if means:
-            yield f"{mode} {dtype}: geometric mean {', '.join(means)}"
+            yield f"{group.name}: geometric mean {', '.join(means)}"
     shares = {row.name: row.share for row in record.rows if row.share is not None}
     if shares:
         worst = min(shares, key=shares.__getitem__)
@@ -118,15 +123,28 @@ def _rows(record: Record) -> Table:
     return table
 
 
-def _setup(record: Record) -> Table:
+def _side_by_side(title: str, rows: list[Row], text: Callable[[Measurement], str]) -> Table:
+    """A column for each candidate that was measured."""
+    table = _table(title, "call")
+    names = dict.fromkeys(name for row in rows for name in row.measured)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.name, *(text(row.measured[name]) if name in row.measured else "-" for name in names)
+        )
+    return table
+
+
+def _setup(all_rows: list[Row]) -> Table:
     """Set-up and first call of each candidate, in the row where they take the longest."""
     table = _table("Set-up and first call, in the row where they take the longest", "candidate")
     for name in ("set-up", "first call", "a call", "call"):
         table.add_column(name, justify="left" if name == "call" else "right")
-    names = dict.fromkeys(name for row in record.rows for name in row.measured)
+    names = dict.fromkeys(name for row in all_rows for name in row.measured)
     for name in names:
-        rows = [(row, row.measured[name]) for row in record.rows if name in row.measured]
-        row, m = max(rows, key=lambda pair: (pair[1].setup_s or 0.0) + (pair[1].first_call_s or 0.0))
+        rows = [(row, row.measured[name]) for row in all_rows if name in row.measured]
+        row, m = max(rows, key=lambda pair: pair[1].ready_s or 0.0)
         table.add_row(name, *map(duration, (m.setup_s, m.first_call_s, m.median_s)), row.name)
     return table
 
