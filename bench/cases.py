@@ -184,46 +184,25 @@ CORE = (
     Case("no-steps", 0, 4, 32, 64, 1, False, "nothing has arrived yet", states=True),
 )
 
-MODELS = (
-    # of a whole model, the sizes are those of its first LSTM
-    Case("model-video", 16, 1, 512, 256, 2, False, "video classification", model="video"),
-    Case(
-        "model-video-loop",
-        8,
-        1,
-        4096,
-        256,
-        1,
-        False,
-        "action recognition, frame by frame",
-        model="video-loop",
-    ),
-    *(Case(f"model-words-b{B}", 32, B, 1024, 128, 1, True, "spoken words", model="words") for B in (1, 16)),
-    Case("model-text-vgg", 149, 1, 256, 256, 2, True, "text recognition, a line", model="text-vgg"),
-    Case("model-text-resnet", 149, 1, 512, 512, 2, True, "text recognition, a line", model="text-resnet"),
-    Case("model-hybrid", 8, 1, 832, 256, 1, False, "emotions from video, sound and sensors", model="hybrid"),
-    *(
-        Case(
-            *(f"model-policy-acts-b{B}", 1, B, 512, 512, 1, False, "recurrent policy, one step"),
-            model="policy-step",
-            modes=("inference",),
-        )
-        for B in (1, 32)
-    ),
-    Case(
-        "policy-rollout-b8", 16, 8, 512, 512, 1, False, "recurrent policy, a rollout", model="policy-rollout"
-    ),
-    *(
-        Case(f"model-forecaster-b{B}", 64, B, 128, 128, 2, False, "forecasts", model="forecaster")
-        for B in (1, 32)
-    ),
-    *(
-        Case(f"model-sentiment-b{B}", 100, B, 64, 70, 1, False, "text sentiment", model="sentiment")
-        for B in (1, 32)
-    ),
-    Case("model-sleep", 20, 1, 2432, 256, 2, True, "sleep stages from EEG", model="sleep"),
-    Case("model-separation", 255, 1, 512, 256, 3, True, "music source separation", model="separation"),
-    Case("model-denoising", 62, 1, 768, 768, 2, False, "speech denoising, a second", model="denoising"),
+MODELS = tuple(
+    Case(f"model-{model}-b{B}", T, B, I, H, layers, bidirectional, use, model=model)
+    for model, batches, T, I, H, layers, bidirectional, use in (
+        # the sizes are those of its LSTMs
+        ("video", (1,), 16, 512, 256, 2, False, "video classification"),
+        ("video-loop", (1,), 8, 4096, 256, 1, False, "action recognition, frame by frame"),
+        ("words", (1, 16), 32, 1024, 128, 1, True, "spoken words"),
+        ("text-vgg", (1,), 149, 256, 256, 2, True, "text recognition, a line"),
+        ("text-resnet", (1,), 151, 512, 512, 2, True, "text recognition, a line"),
+        ("hybrid", (1,), 8, 832, 256, 1, False, "emotions from video, sound and sensors"),
+        ("policy-step", (1, 32), 1, 512, 512, 1, False, "recurrent policy, one step"),
+        ("policy-rollout", (8,), 16, 512, 512, 1, False, "recurrent policy, a rollout"),
+        ("forecaster", (1, 32), 64, 128, 128, 2, False, "forecasts"),
+        ("sentiment", (1, 32), 100, 64, 70, 1, False, "text sentiment"),
+        ("sleep", (1,), 20, 2816, 256, 2, True, "sleep stages from EEG"),
+        ("separation", (1,), 255, 512, 256, 3, True, "music source separation"),
+        ("denoising", (1,), 62, 768, 768, 2, False, "speech denoising, a second"),
+    )
+    for B in batches
 )
 
 ENCODERS = tuple(

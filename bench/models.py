@@ -317,8 +317,8 @@ MODELS: dict[str, Model] = {
     # the number of frames is fixed: an exporter unrolls the loop over them
     "video-loop": Model(ActionRecogniser, lambda T, B: ((B, 8, 3, 224, 224),)),
     "words": Model(WordSpotter, lambda T, B: ((B, 1, 64, 4 * T),)),
-    "text-vgg": Model(lambda: TextReader(VGG(), 256, 256), lambda T, B: ((B, 1, 64, 4 * T),)),
-    "text-resnet": Model(lambda: TextReader(TextResNet(), 512, 512), lambda T, B: ((B, 1, 64, 4 * T),)),
+    "text-vgg": Model(lambda: TextReader(VGG(), 256, 256), lambda T, B: ((B, 1, 64, 4 * T + 4),)),
+    "text-resnet": Model(lambda: TextReader(TextResNet(), 512, 512), lambda T, B: ((B, 1, 64, 4 * T - 4),)),
     "hybrid": Model(
         EmotionRecogniser, lambda T, B: ((B, T, 3, 96, 96), (B, T, 1, 64, 32), (B, T, 6, 64)), draws=8
     ),

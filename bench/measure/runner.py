@@ -179,7 +179,9 @@ class Runner:
             if name in checked:
                 continue
             try:
-                rows = accuracy_errors(loaded[name], exact, eager, call.dtype, measurement.precision)
+                rows = accuracy_errors(
+                    loaded[name], exact, eager, call.dtype, measurement.precision, bool(call.case.model)
+                )
             except AssertionError as error:
                 checked[name] = replace(measurement, status="failed", reason=str(error))
                 continue

@@ -67,7 +67,7 @@ for peer in PEERS.values():
             assert reason is None or reason.strip(), (peer.name, case.name)
 print(*sys.modules.keys() & set({ENGINES}))
 """
-    assert _python(script).split() == []
+    assert python_prints(script).split() == []
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -99,7 +99,7 @@ def _check(name: str, device: str) -> None:
     if not list(_supported(peer, device)):
         pytest.skip(f"not for {device}")
     script = f"import test_bench_peers as tests; tests.print_errors({name!r}, {device!r})"
-    errors = json.loads(_python(script).splitlines()[-1])
+    errors = json.loads(python_prints(script).splitlines()[-1])
     assert errors
     assert {what: (error, limit) for what, (error, limit) in errors.items() if not error <= limit} == {}
 
@@ -129,7 +129,8 @@ def _supported(peer: Peer, device: str) -> Iterator[tuple[Case, str, str]]:
             yield case, mode, dtype
 
 
-def _python(script: str) -> str:
+def python_prints(script: str) -> str:
+    """What a script prints in a process of its own, with the tests of this folder importable."""
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     run = subprocess.run(
         [sys.executable, "-c", script],
