@@ -352,7 +352,7 @@ def make(name: str, T: int, B: int, seed: int) -> tuple[nn.Module, list[tuple[Te
         for layer in module.modules():
             if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        _set_statistics(module, model.draw(max(T // 4, 1), B))
+        _set_statistics(module, model.draw(max(T // 4, 4), B))
         return module, [model.draw(T, B) for _ in range(model.draws)]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import one_thread
 from test_bench_peers import python_prints
 from torch import nn
 
@@ -172,9 +171,8 @@ def found_apart(case: Case, mode: str, dtype: str, names: list[str]) -> dict[str
 @pytest.mark.parametrize("dtype", ["f32", "amp"])
 @pytest.mark.parametrize("case", TINY, ids=lambda case: case.model)
 def test_quick_candidates_agree(case: Case, dtype: str) -> None:
-    with one_thread():
-        names = [name for name in (OURS, *ENGINES) if not candidate(name).slow_setup]
-        found = found_apart(case, "inference", dtype, names)
+    names = [name for name in (OURS, *ENGINES) if not candidate(name).slow_setup]
+    found = found_apart(case, "inference", dtype, names)
     expected = [name for name in names if not candidate(name).missing()]
     assert found == {"ran": expected, "wrong": []}
 

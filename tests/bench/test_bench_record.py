@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bench.cases import CASES
 from bench.report import readme
@@ -75,6 +77,42 @@ def test_losses_are_those_beyond_noise() -> None:
     assert [r.case.name for r in found.losses(PYTORCH)] == ["word-b1"]
 
 
+def test_groups_count_what_is_slower_and_what_is_behind() -> None:
+    training = replace(row("crnn-b1", 2e-3, 1e-3), mode="training")
+    first, second = record(row(fast_peer=0.5e-3), training, row("word-b1", 1e-3, 1e-3)).groups()
+    assert (first.name, len(first.rows), first.slower, first.behind) == ("inference f32", 2, 0, 1)
+    assert (second.name, len(second.rows), second.slower, second.behind) == ("training f32", 1, 1, 1)
+
+
+def test_the_time_until_the_first_result() -> None:
+    assert measured(OURS, 1e-3, setup_s=0.5, first_call_s=0.25).ready_s == 0.75
+    assert measured(OURS, 1e-3).ready_s is None
+
+
+def test_whole_models_are_shown_side_by_side() -> None:
+    facts = {"setup_s": 0.5, "first_call_s": 0.25, "peak_bytes": 3_000_000}
+    found = {name: measured(name, 1e-3, **facts) for name in (OURS, PYTORCH, "openvino")}
+    missing = {"onnxruntime": Measurement("onnxruntime", "missing", "not there")}
+    whole = Row(CASES["model-words-b1"], "inference", "f32", found | missing)
+    console = Console(width=170, record=True, file=io.StringIO())
+    table.show(console, record(whole))
+    text = console.export_text()
+    assert "Set-up and first call" not in text and "onnxruntime" not in text
+    for title, cell in (
+        ("Median time of a call", "1.00 ms"),
+        ("Set-up until the first result", "750. ms"),
+        ("Memory added at the peak", "3.0 MB"),
+    ):
+        shown = text[text.index(title) :].splitlines()
+        assert shown[2].split() == ["call", OURS, PYTORCH, "openvino"]
+        assert shown[4].count(cell) == 3, title
+
+
+def test_results_of_earlier_versions_are_read() -> None:
+    old = readme.committed()
+    assert old and all(found.rows and found.groups() for found in old.values())
+
+
 def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     unsupported = Measurement("openvino", "unsupported", "it has no such thing")
     one = row(fast_peer=0.8e-3)
@@ -135,7 +173,8 @@ def test_summary_names_means_losses_failures_and_what_is_missing() -> None:
     one = row("packed", 2e-3, 1e-3)
     found = record(replace(one, candidates=one.candidates | {"fast_peer": failed}), row("crnn-b1"))
     text = "\n".join(table.summary(found))
-    assert re.search(r"geometric mean (0\.9|1\.0)\dx PyTorch \(2 rows\)", text)
+    assert re.search(r"geometric mean (0\.9|1\.0)\dx PyTorch \(2 rows, 1 slower beyond noise\)", text)
+    assert "the best peer (2 rows, 1 below 0.95)" in text
     assert "losses against the best peer: 1 of 2 rows" in text and "packed inference f32" in text
     assert "worst 25%" in text and "missing peer openvino: pip install openvino" in text
     assert "FAILED packed inference f32, fast_peer: output: error 1e-1" in text

@@ -96,6 +96,9 @@ def test_cards(text: str) -> None:
     assert "2.00 × over PyTorch" in said
     assert f"{math.prod((2.0, 2.0, 0.5)) ** (1 / 3):.2f} × over the best peer, geometric mean" in said
     assert "inference f32 , 3 calls" in said
+    assert (
+        "geometric mean of 3, 0 slower beyond noise" in said and "geometric mean of 3, 1 below 0.95" in said
+    )
     assert "1 / 3 calls lost to the best peer" in said
     assert "0.4 % worst call" in said
 
@@ -112,6 +115,21 @@ def test_figures_of_a_call(text: str) -> None:
     assert said == (
         "batch-8 someone's call inference f32 7.20 8.00 8.80 16.0 pytorch 16.0 2.00 2.00 – 2.00 2.00 2.00 – 2.00"
         " 5.0 % 2.50 2.50 1.0e-06 / 4.0e-06"
+    )
+
+
+def test_whole_models_side_by_side(text: str) -> None:
+    assert "Whole models" not in text
+    whole = make_row(
+        replace(BASE, name="whole", model="words"),
+        measured(OURS, 1e-3),
+        measured(PYTORCH, 2e-3, setup_s=1.0, peak_bytes=7_000_000),
+        Measurement("rival", "error", "it broke"),
+    )
+    page_text = page.render(make_record(whole))
+    table = page_text[page_text.index('id="models"') :]
+    assert words(table[: table.index("</table>")]).endswith(
+        "call cnnlstm_fast pytorch whole inference f32 1.00 0.253 s, 2.50 MB 2.00 1.01 s, 7.00 MB"
     )
 
 

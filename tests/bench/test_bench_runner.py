@@ -17,7 +17,7 @@ import torch
 from helpers import one_thread
 
 from bench import command
-from bench.cases import Call, Case
+from bench.cases import CASES, Call, Case
 from bench.measure import runner, worker
 from bench.measure.candidates import candidate
 from bench.measure.jobs import fast_job
@@ -292,6 +292,35 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "compared with" in capsys.readouterr().out
 
 
+def test_rows_of_one_mode_and_dtype(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--suite", "model", "--mode", "training", "--dtype", "amp", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 17 and all(" training amp: " in line for line in lines)
+    assert command.main(["--suite", "encoder", "--mode", "inference", "--dtype", "f32", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 13
+
+
+def test_a_long_setup_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+
+    def launch(name: str) -> Inline:
+        launched.append(name)
+        return Inline(candidate(name))
+
+    monkeypatch.setattr(runner, "LONG_SETUP", 0.0)
+    with Runner(Plan(seconds=1e-3), None, launch) as run:
+        assert len(run.measure(Call(SMALL, "inference", "f32")).measured) == 2
+    assert launched == [OURS, PYTORCH]
+
+
+def test_a_whole_model_is_measured() -> None:
+    tiny = replace(CASES["model-forecaster-b1"], T=4, B=2)
+    for mode in ("inference", "training"):
+        row = measure(Call(tiny, mode, "f32"))
+        assert set(row.measured) == {OURS, PYTORCH}, {n: m.reason for n, m in row.candidates.items()}
+        assert all(m.ready_s is not None and m.error <= m.limit for m in row.measured.values())
+
+
 def test_what_a_killed_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "SAVED_EVERY", -1.0)
     measured, path = runner.Runner.measure, tmp_path / "results.json"
@@ -342,7 +371,8 @@ def test_the_command_fails_where_a_result_is_wrong(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--filter", "nothing"], "--filter: no row of the suite quick contains 'nothing'"),
+        (["--filter", "nothing"], "--filter 'nothing': no such row in the suite quick"),
+        (["--suite", "cpu", "--mode", "training"], "--mode 'training': no such row in the suite cpu"),
         (["--peers", "tensorflow"], "peer: expected one of"),
         (["--budget", "0"], "--budget: expected more than 0, got 0"),
         (["--shape", "26,1,8,8", "--filter", "f32"], "--shape: expected no --filter"),
