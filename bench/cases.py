@@ -198,7 +198,7 @@ MODELS = tuple(
         ("policy-rollout", (8,), 16, 512, 512, 1, False, "recurrent policy, a rollout"),
         ("forecaster", (1, 32), 64, 128, 128, 2, False, "forecasts"),
         ("sentiment", (1, 32), 100, 64, 70, 1, False, "text sentiment"),
-        ("sleep", (1,), 20, 2816, 256, 2, True, "sleep stages from EEG"),
+        ("sleep", (1,), 20, 3200, 256, 2, True, "sleep stages from EEG"),
         ("separation", (1,), 255, 512, 256, 3, True, "music source separation"),
         ("denoising", (1,), 62, 768, 768, 2, False, "speech denoising, a second"),
     )

@@ -187,3 +187,15 @@ def test_all_candidates_agree(name: str, dtype: str, mode: str) -> None:
     assert found["wrong"] == []
     least = {"inference": 6, "training": 3}[mode] - sum(bool(candidate(name).missing()) for name in ENGINES)
     assert len(found["ran"]) >= least, found
+
+
+def test_flips_are_allowed_in_gradients_of_whole_models_alone() -> None:
+    exact = {what: torch.ones(4) for what in ("output 0", "gradient of w")}
+    found = {what: result * 1.01 for what, result in exact.items()}
+    for whole_model, ok in ((True, [False, True]), (False, [False, False])):
+        rows = accuracy_errors(found, exact, {}, "f32", "f32", whole_model)
+        assert [row.ok for row in rows] == ok
+    rows = accuracy_errors(
+        {what: result * 1.1 for what, result in exact.items()}, exact, {}, "f32", "f32", True
+    )
+    assert not any(row.ok for row in rows)
