@@ -282,15 +282,15 @@ class CNN1d(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv1d(channels, 64, 5, padding=2),
+            nn.Conv1d(channels, 64, 5, padding=2, bias=False),
             nn.BatchNorm1d(64),
             nn.ReLU(),
             nn.MaxPool1d(2),
-            nn.Conv1d(64, 128, 5, padding=2),
+            nn.Conv1d(64, 128, 5, padding=2, bias=False),
             nn.BatchNorm1d(128),
             nn.ReLU(),
             nn.MaxPool1d(2),
-            nn.Conv1d(128, 128, 3, padding=1),
+            nn.Conv1d(128, 128, 3, padding=1, bias=False),
             nn.BatchNorm1d(128),
             nn.ReLU(),
         )

@@ -23,7 +23,6 @@ from bench.report.record import OURS
 BY_MODEL = {case.model: case for case in CASES.values() if case.model}
 ENGINES = ("pytorch", "torch-compile", "torch-compile-frozen", "onnxruntime", "openvino")
 TINY = [replace(BY_MODEL["forecaster"], T=6, B=2), replace(BY_MODEL["lenet5"], B=2)]
-LARGE = ("video", "video-loop", "text-resnet", "separation", "denoising")
 
 
 def short(case: Case, B: int) -> Case:
@@ -58,16 +57,28 @@ def test_models_run_and_depend_on_their_inputs(name: str, B: int) -> None:
 @pytest.mark.parametrize("name", [name for name, case in BY_MODEL.items() if case.layers])
 def test_its_lstm_makes_the_steps_that_the_case_names(name: str) -> None:
     case = BY_MODEL[name]
-    module, (x, *_) = make(name, case.T, 1, seed=1)
+    with torch.device("meta"):  # only the sizes matter
+        module, x = MODELS[name].build(), MODELS[name].draw(case.T, 1)
     lstm = next(m for m in module.modules() if isinstance(m, nn.LSTM))
     steps: list[int] = []
     axis = 1 if lstm.batch_first else 0
     lstm.register_forward_pre_hook(lambda module, args: steps.append(args[0].size(axis)))
-    if name in LARGE:  # only the sizes matter
-        module, x = module.to("meta"), tuple(t.to("meta") for t in x)
     with torch.no_grad():
         module(*x)
     assert steps == [case.T]
+
+
+def test_batch_norms_have_the_statistics_of_their_inputs() -> None:
+    module, (x, *_) = make("resnet18", 1, 4, seed=1)
+    scales: list[float] = []
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        assert (
+            norm.momentum == 0.1 and norm.running_var is not None and norm.running_var.dtype == torch.float32
+        )
+        norm.register_forward_hook(lambda module, args, output: scales.append(output.std().item()))
+    with torch.no_grad():
+        module.eval()(*x)
+    assert len(scales) == 20 and all(0.8 < scale < 1.25 for scale in scales)
 
 
 def test_axes_are_those_that_vary() -> None:
@@ -89,13 +100,13 @@ def test_the_same_numbers_in_every_process() -> None:
 
 
 def test_a_copy_shares_parameters_and_has_the_dropout_of_the_case() -> None:
-    case = replace(BY_MODEL["sentiment"], T=6, dropout=0.25)
+    case = replace(BY_MODEL["sentiment"], T=6, dropout=0.4)
     inputs = build(case, torch.float32)
     assert isinstance(inputs, ModelInputs)
     copied = model(case, inputs, "training")
     assert copied is not inputs.module and copied.training
     assert all(a is b for a, b in zip(copied.parameters(), inputs.module.parameters(), strict=True))
-    assert [m.p for m in copied.modules() if isinstance(m, nn.Dropout)] == [0.25]
+    assert [m.p for m in copied.modules() if isinstance(m, nn.Dropout)] == [0.4]
     assert not model(case, inputs, "inference").training
 
 
