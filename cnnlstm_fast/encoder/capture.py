@@ -152,7 +152,8 @@ def capture(
     # by a function, since export restores the attributes of a module
     found: list[tuple[tuple[Any, ...], pytree.TreeSpec]] = []
     flat = _Flat(module, leaves, arguments, lambda kept, spec: found.append((kept, spec)))
-    groups = vary.find(flat.forward, tensors, deadline)
+    with _quiet():
+        groups = vary.find(flat.forward, tensors, deadline)
     reasons: list[str] = []
     for strict in (False, True):  # the first is quicker; the second keeps `int(size)` open
         try:
@@ -244,21 +245,15 @@ def _export(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the messages of torch.export, which explain its errors for its own users."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("torch", "torch._export", "torch.fx", "torch.export", "torch._dynamo")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """Without what PyTorch prints, warns and logs of sizes that do not fit and of graphs that it cannot capture."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _copy_graph(

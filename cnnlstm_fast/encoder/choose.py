@@ -17,11 +17,11 @@ from ..contract import FLOOR, bound, relative_error
 from ..timing import interleave
 from .agreement import agree, first_line
 from .capture import CannotCaptureError, flatten
-from .engines import ENGINES, Options, Run
+from .engines import ENGINES, Engine, Options, Run
 from .plan import Plan
 from .record import Candidate, Record, RegionRecord
 from .region import Region
-from .regions import build_region
+from .regions import build_region, with_ranks
 from .runner import idle_team, original_forward, top_function
 
 BETTER = 0.97
@@ -110,7 +110,7 @@ def _record_inputs(
         raise CannotCaptureError("its graph has other results than the module")
     return [
         _Trial(
-            region,
+            with_ranks(region, [t.shape for t in given[k]]),
             given[k],
             RegionRecord(
                 "eager",
@@ -126,8 +126,6 @@ def _record_inputs(
 def _build(
     trials: Iterable[_Trial], encoder: str, options: Options, deadline: float, progress: Progress
 ) -> None:
-    start = time.monotonic()
-    half = start + (deadline - start) / 2
     names = list(ENGINES) if encoder == "auto" else list(dict.fromkeys(("eager", encoder)))
     for name in names:
         engine = ENGINES[name]
@@ -135,8 +133,8 @@ def _build(
             found = Candidate(name)
             trial.record.candidates.append(found)
             found.reason = engine.missing() or engine.supports(trial.region, options)
-            if found.reason is None and engine.slow_setup and encoder == "auto" and time.monotonic() > half:
-                found.reason = "not tried: it takes long to build, and half of the time (`budget`) was over"
+            if found.reason is None and encoder == "auto" and _too_long(engine, trial, deadline):
+                found.reason = "not tried: its compiler would take longer than what was left of `budget`"
             if found.reason is not None:
                 continue
             progress(f"building {engine.title}")
@@ -151,6 +149,11 @@ def _build(
             found.reason = None if name == "eager" else _wrong(trial, outputs, options)
             if found.reason is None:
                 trial.runs[name] = run
+
+
+def _too_long(engine: Engine, trial: _Trial, deadline: float) -> bool:
+    seconds = MEASURE_SECONDS * 2 + engine.setup_seconds * trial.record.operators
+    return engine.setup_seconds > 0.0 and time.monotonic() + seconds > deadline
 
 
 def _wrong(trial: _Trial, outputs: tuple[Tensor, ...], options: Options) -> str | None:

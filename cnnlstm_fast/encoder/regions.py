@@ -8,8 +8,8 @@ zeros) stays outside where it lies at the border: an LSTM takes any strides, whi
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -306,6 +306,18 @@ def _fold_constants(graph: fx.Graph, root: nn.Module) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+
+
+def with_ranks(region: Region, sizes: Sequence[Sequence[int]]) -> Region:
+    """The region with inputs of the ranks that they have: torch.export has been seen to record those of ``unbind``'s
+    results wrong, in symbols."""
+    inputs = tuple(
+        spec
+        if len(spec.shape) == len(size)
+        else replace(spec, shape=tuple(f"x{k}_{d}" for d in range(len(size))))
+        for k, (spec, size) in enumerate(zip(region.inputs, sizes, strict=True))
+    )
+    return replace(region, inputs=inputs)
 
 
 def _output_spec(node: fx.Node) -> TensorSpec:

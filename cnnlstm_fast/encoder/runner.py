@@ -23,7 +23,7 @@ from .guard import CHANGED, UNCHANGED, Guard
 from .lstm_call import LSTMCall
 from .plan import Plan
 from .record import Record
-from .regions import build_region
+from .regions import build_region, with_ranks
 
 RUNNER = "_cnnlstm_fast_runner"
 """The entry of a module's ``__dict__`` that holds its runner."""
@@ -244,7 +244,7 @@ class Runner:
             made = dict(runs or {})
             for k, choice in enumerate(self.record.regions):
                 if k not in made:
-                    region = build_region(str(k), self.plan.regions[k], tensors)
+                    region = with_ranks(build_region(str(k), self.plan.regions[k], tensors), choice.sizes)
                     made[k] = ENGINES[choice.engine].build(region, region.example(choice.sizes), options)
             forward = top_function(self.plan, module, tensors, made, self.record.precision)
             team = idle_team(region.engine for region in self.record.regions)

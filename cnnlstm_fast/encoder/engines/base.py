@@ -40,8 +40,8 @@ class Engine:
     pip: str = ""
     """What pip calls them."""
     device: str = "cpu"
-    slow_setup: bool = False
-    """Whether it takes seconds to build."""
+    setup_seconds: float = 0.0
+    """About how many seconds it takes to build, for each operator of a region; 0 where it does not matter."""
     own_threads: bool = False
     """Whether threads other than PyTorch's do its work, which PyTorch's must leave their cores to."""
 

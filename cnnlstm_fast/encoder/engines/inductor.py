@@ -136,4 +136,4 @@ def _run(
     return run
 
 
-ENGINE = Engine("inductor", "TorchInductor, frozen", _build, _supports, slow_setup=True)
+ENGINE = Engine("inductor", "TorchInductor, frozen", _build, _supports, setup_seconds=0.15)

@@ -8,6 +8,7 @@ import io
 import threading
 import warnings
 import weakref
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ def _export(region: Region, example: tuple[Tensor, ...]) -> bytes:
     # it takes a tenth of the other's time, and no package but onnx
     export = _by_trace if importlib.util.find_spec(_LEGACY_EXPORTER) else _by_dynamo
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        # the exporter prints the graph of what it cannot translate
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             return export(region, example)
     except Exception as error:
