@@ -20,6 +20,7 @@ from .capture import CannotCaptureError, capture, flatten
 from .choose import Progress, choose
 from .engines import Run
 from .fingerprint import fingerprint
+from .guard import CHANGED, Guard
 from .modules import install, uninstall
 from .plan import Plan
 from .record import Record
@@ -63,7 +64,7 @@ def prepare(
         outcomes[model] = Outcome(reason=f"it needs the compiled part: {_native.reason}")
         return
     how = _How(encoder, precision, time.monotonic() + budget, progress)
-    with _eval_mode(model), torch.no_grad():
+    with _restored(model), _eval_mode(model), torch.no_grad():
         done = _prepare_tree(model, args, kwargs, how)
     if encoder != "auto" and not done:
         raise RuntimeError(
@@ -123,7 +124,10 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             return Outcome(runner.record)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
     how.progress("capturing")
-    plan = Plan.of(capture(module, args, kwargs))
+    guard = Guard(module)
+    plan = Plan.of(capture(module, args, kwargs, how.deadline))
+    if guard.check() == CHANGED:
+        raise CannotCaptureError("its forward changes its own attributes")
     if not plan.regions:
         raise CannotCaptureError("nothing in it is worth an engine")
     chosen = choose(plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress)
@@ -178,6 +182,24 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         for hook in hooks:
             hook.remove()
     return calls
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Undoes what calls of the model change in it, and in PyTorch's generator of random numbers: the user has not made
+    these calls."""
+    attributes = {m: dict(m.__dict__) for m in model.modules()}
+    buffers = {t: (t._version, t.clone()) for t in model.buffers() if not t.is_inference()}
+    with torch.random.fork_rng(devices=[]):
+        yield
+    for module, before in attributes.items():
+        for key in module.__dict__.keys() - before.keys() - {RUNNER}:
+            del module.__dict__[key]
+        module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})
+    with torch.no_grad():
+        for tensor, (version, value) in buffers.items():
+            if tensor._version != version:
+                tensor.copy_(value)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import io
 import threading
 import warnings
 import weakref
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,12 +78,22 @@ def _export(region: Region, example: tuple[Tensor, ...]) -> bytes:
     # it takes a tenth of the other's time, and no package but onnx
     export = _by_trace if importlib.util.find_spec(_LEGACY_EXPORTER) else _by_dynamo
     try:
-        # the exporter prints the graph of what it cannot translate
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+        with warnings.catch_warnings(), _no_log(), torch.no_grad():
             warnings.simplefilter("ignore")
             return export(region, example)
     except Exception as error:
         raise RuntimeError(f"no ONNX model: {first_line(error)}") from error
+
+
+@contextmanager
+def _no_log() -> Iterator[None]:
+    """The exporter prints the whole graph of what it cannot translate."""
+    enabled = torch._C._jit_is_onnx_log_enabled()
+    torch._C._jit_set_onnx_log_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_onnx_log_enabled(enabled)
 
 
 def _by_trace(region: Region, example: tuple[Tensor, ...]) -> bytes:
@@ -126,11 +137,25 @@ def _traceable(module: fx.GraphModule) -> fx.GraphModule:
             continue
         if node.target is torch.ops.aten.sym_size.int:
             new.op, new.target = "call_method", "size"
+        elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and (dims := _averaged(node)):
+            new.target, new.args = torch.mean, (new.args[0], dims, True)
         elif any("size" in n.meta or n.target is torch.ops.aten.sym_size.int for n in node.all_input_nodes):
             name = node.target._schema.name.removeprefix("aten::")
             homes = (home for home in (torch.Tensor, torch, torch._C._nn) if hasattr(home, name))
             new.target = getattr(next(homes, torch.ops.aten), name)
     return fx.GraphModule(module, graph)
+
+
+def _averaged(node: fx.Node) -> list[int]:
+    """The dimensions that an adaptive pooling averages as a whole, if it leaves the others as they are: ONNX has no
+    adaptive pooling to other sizes of open ones."""
+    source, wanted = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node) and isinstance(wanted, (list, tuple))
+    sizes = source.meta["spec"].shape[-2:]
+    places = zip((-2, -1), sizes, wanted, strict=True)
+    if not all(new == 1 or new == old for _, old, new in places):
+        return []
+    return [d for d, new in zip((-2, -1), wanted, strict=True) if new == 1]
 
 
 def _open(region: Region) -> list[dict[int, str]]:
