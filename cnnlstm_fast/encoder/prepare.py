@@ -64,7 +64,7 @@ def prepare(
         outcomes[model] = Outcome(reason=f"it needs the compiled part: {_native.reason}")
         return
     how = _How(encoder, precision, time.monotonic() + budget, progress)
-    with _restored(model), _eval_mode(model), torch.no_grad():
+    with _eval_mode(model), torch.no_grad():
         done = _prepare_tree(model, args, kwargs, how)
     if encoder != "auto" and not done:
         raise RuntimeError(
@@ -124,18 +124,24 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             return Outcome(runner.record)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
     how.progress("capturing")
-    guard = Guard(module)
-    plan = Plan.of(capture(module, args, kwargs, how.deadline))
-    if guard.check() == CHANGED:
-        raise CannotCaptureError("its forward changes its own attributes")
-    if not plan.regions:
-        raise CannotCaptureError("nothing in it is worth an engine")
-    chosen = choose(plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress)
+    with _restored(module):
+        _check_attributes(module, args, kwargs)
+        plan = Plan.of(capture(module, args, kwargs, how.deadline))
+        if not plan.regions:
+            raise CannotCaptureError("nothing in it is worth an engine")
+        chosen = choose(plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress)
     problem = cache.store(key, plan, chosen.record)
     runner = Runner(plan, chosen.record)
     if not _install(module, runner, chosen.runs, args, kwargs):
         raise CannotCaptureError("its results differ from those of the module")
     return Outcome(runner.record, notes=[problem] if problem else [])
+
+
+def _check_attributes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    guard = Guard(module)
+    original_forward(module, args, kwargs)
+    if guard.check() == CHANGED:
+        raise CannotCaptureError("its forward changes its own attributes")
 
 
 def _install(
@@ -153,10 +159,10 @@ def _install(
     install(module, runner)
     try:
         runner.bind(module, runs)
-        found = runner(module, args, kwargs)
-        good = found is not EAGER and agree(
-            _tensors(found), _tensors(original_forward(module, args, kwargs)), runner.record.precision
-        )
+        with _restored(module):
+            found = runner(module, args, kwargs)
+            expected = original_forward(module, args, kwargs)
+        good = found is not EAGER and agree(_tensors(found), _tensors(expected), runner.record.precision)
     except Exception:
         good = False
     if not good:
@@ -177,7 +183,8 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in model.modules()]
     try:
-        model(*args, **kwargs)
+        with _restored(model):
+            model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -190,16 +197,18 @@ def _restored(model: nn.Module) -> Iterator[None]:
     these calls."""
     attributes = {m: dict(m.__dict__) for m in model.modules()}
     buffers = {t: (t._version, t.clone()) for t in model.buffers() if not t.is_inference()}
-    with torch.random.fork_rng(devices=[]):
-        yield
-    for module, before in attributes.items():
-        for key in module.__dict__.keys() - before.keys() - {RUNNER}:
-            del module.__dict__[key]
-        module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})
-    with torch.no_grad():
-        for tensor, (version, value) in buffers.items():
-            if tensor._version != version:
-                tensor.copy_(value)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, before in attributes.items():
+            for key in module.__dict__.keys() - before.keys() - {RUNNER}:
+                del module.__dict__[key]
+            module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})
+        with torch.no_grad():
+            for tensor, (version, value) in buffers.items():
+                if tensor._version != version:
+                    tensor.copy_(value)
 
 
 @contextmanager

@@ -51,9 +51,21 @@ bool for_each_item(PyObject* container, Visit visit) {
 }
 
 // Whether two objects are the same immutable value. False and True, and None, are one object each.
+bool same_value(PyObject* a, PyObject* b);
+
+// torch.export replaces a module's lists and tuples by copies.
+bool same_items(PyObject* a, PyObject* b) {
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(a);
+  if (size != PySequence_Fast_GET_SIZE(b)) return false;
+  for (Py_ssize_t i = 0; i < size; ++i)
+    if (!same_value(PySequence_Fast_GET_ITEM(a, i), PySequence_Fast_GET_ITEM(b, i))) return false;
+  return true;
+}
+
 bool same_value(PyObject* a, PyObject* b) {
   if (a == b) return true;
   if (a == nullptr || b == nullptr || Py_TYPE(a) != Py_TYPE(b)) return false;
+  if (PyTuple_CheckExact(a) || PyList_CheckExact(a)) return same_items(a, b);
   if (PyFloat_CheckExact(a)) {  // by bits: 0.0 is not -0.0, and a NaN is itself
     const double x = PyFloat_AS_DOUBLE(a), y = PyFloat_AS_DOUBLE(b);
     return std::memcmp(&x, &y, sizeof x) == 0;
@@ -181,13 +193,16 @@ Verdict Snapshot::compare(const Item& item, PyObject* value) {
 Verdict Snapshot::compare(Container& container) {
   Verdict verdict = Verdict::kUnchanged;
   uint32_t next = container.begin;
+  bool identical = true;
   const bool all = for_each_item(container.object, [&](PyObject* key, PyObject* value) {
     if (next == container.end || !same_value(items_[next].key, key)) return is_left_out(container.kind, key);
+    identical &= items_[next].value == value;
     verdict = std::max(verdict, compare(items_[next++], value));
     return verdict != Verdict::kChanged;
   });
   if (!all || next != container.end) return Verdict::kChanged;
-  if (verdict == Verdict::kUnchanged) container.version = version_of(container.object);
+  // An equal list is another object, whose edits this dict's version does not count.
+  if (verdict == Verdict::kUnchanged && identical) container.version = version_of(container.object);
   return verdict;
 }
 
