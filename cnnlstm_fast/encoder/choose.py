@@ -215,11 +215,14 @@ class _Timed:
         return found
 
 
-class _TeamFor:
-    """Gives each assignment of engines to regions the idle team that it would have, or none, before it is timed."""
+class _Turn:
+    """Prepares a candidate's turn: its idle team, or none, as it would have it; and a call that is not timed, since the
+    other candidates have left their weights in the caches and their threads awake."""
 
-    def __init__(self, assignments: Mapping[str, dict[int, str]]) -> None:
-        self._assignments = assignments
+    def __init__(
+        self, assignments: Mapping[str, dict[int, str]], calls: Mapping[str, Callable[[], Any]]
+    ) -> None:
+        self._assignments, self._calls = assignments, calls
         self._team: Any = None
 
     def __call__(self, label: str) -> None:
@@ -228,6 +231,7 @@ class _TeamFor:
             self._team = None
         elif self._team is None:
             self._team = idle_team(engines)
+        self._calls[label]()
 
 
 def _measure(
@@ -261,12 +265,8 @@ def _measure(
         for name in ENGINES
         if any(name in trial.runs for trial in trials)
     }
-    times = interleave(
-        {"": usual, **{name: forward_by(assigned, name) for name, assigned in labels.items()}},
-        MEASURE_SECONDS,
-        min_rounds=MIN_ROUNDS,
-        before=_TeamFor(labels),
-    )
+    calls = {"": usual, **{name: forward_by(assigned, name) for name, assigned in labels.items()}}
+    times = interleave(calls, MEASURE_SECONDS, min_rounds=MIN_ROUNDS, before=_Turn(labels, calls))
     for trial in trials:
         _pick(trial)
     mixed = {k: trial.record.engine for k, trial in enumerate(trials)}
@@ -274,12 +274,11 @@ def _measure(
     if not finalists:
         best = min(labels, key=lambda name: statistics.median(times[name]))
         finalists = {best: labels[best], "mixed": mixed}
-    again = interleave(
-        {"": usual, **{name: forward_by(assigned, f"{name} again") for name, assigned in finalists.items()}},
-        MEASURE_SECONDS / 2,
-        min_rounds=MIN_ROUNDS,
-        before=_TeamFor(finalists),
-    )
+    calls = {
+        "": usual,
+        **{name: forward_by(assigned, f"{name} again") for name, assigned in finalists.items()},
+    }
+    again = interleave(calls, MEASURE_SECONDS / 2, min_rounds=MIN_ROUNDS, before=_Turn(finalists, calls))
     winner = min(finalists, key=lambda name: statistics.median(again[name]))
     for k, trial in enumerate(trials):
         trial.record.engine = finalists[winner][k]
@@ -293,7 +292,8 @@ def _pick(trial: _Trial) -> None:
     """Sets the region's engine to the fastest one, an earlier one of the table where they are close."""
     for name in trial.runs:
         if trial.times.get(name):
-            trial.candidate(name).seconds = statistics.median(trial.times[name])
+            # two calls a turn, the first of which is not to be timed
+            trial.candidate(name).seconds = statistics.median(trial.times[name][1::2])
     best = "eager"
     for candidate in trial.record.candidates:
         current = trial.candidate(best).seconds

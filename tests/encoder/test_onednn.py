@@ -495,6 +495,7 @@ def check(
     assert all(row.ok for row in rows), rows
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ACTIVATIONS])
 @torch.no_grad()
 def test_numbers(name: str) -> None:
@@ -519,6 +520,7 @@ def check_numbers(case: Case) -> None:
 
 
 @pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name in CASES if "PReLU" not in name])  # autocast raises for PReLU
 @torch.no_grad()
 def test_bf16_inside(name: str) -> None:

@@ -57,8 +57,9 @@ def _session(model: bytes, threads: int, level: Any) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = level
     options.log_severity_level = 4
-    # idle threads that spin take the cores from PyTorch's
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # threads that spin within a call spare each operator a wake; after the call they would take PyTorch's cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # the weights beside the arena, which grows in powers of two
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
