@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .contract import APPROXIMATE, FLOOR, ErrorRow, Result, bound, compare
+from .encoder.modules import has_runner
+from .encoder.runner import CALLS_BEFORE_REBUILD, RUNNER
 from .optimize import as_arguments, check_model, optimize, revert
 from .recurrent.backends import BACKENDS
 from .recurrent.class_swap import is_fast
@@ -93,8 +95,9 @@ def verify(model: nn.Module, example_inputs: Any, seconds: float = 2.0) -> Repor
     eager, fast = _quiet(revert(_copy(model))), _quiet(_optimized(_copy(model)))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    report = Report(approximate=sorted({name for name in _backends(model) if BACKENDS[name].approximate}))
+    report = Report(approximate=sorted(set(_approximate(model))))
     trains = any(p.requires_grad for p in model.parameters()) and not report.approximate
+    engines = any(has_runner(m) for m in fast.modules())
     exact: nn.Module | None = None
     exact_args = _cast(args, "cpu", torch.float64)
     try:
@@ -119,9 +122,12 @@ def verify(model: nn.Module, example_inputs: Any, seconds: float = 2.0) -> Repor
             raise RuntimeError(
                 "the optimized model's outputs differ from the eager one's in number or shape."
             )
+        by_engines = _by_engines(fast, args) if engines else fast_out
         for j, out in enumerate(eager_out):
             kind = out.dtype if out.dtype in FLOOR else dtype
-            yield Result(f"output {j}", kind, fast_out[j], out, exact_out[j])
+            yield Result(f"output {j}", kind, by_engines[j], out, exact_out[j])
+            if engines and trains:
+                yield Result(f"output {j} with gradient", kind, fast_out[j], out, exact_out[j])
         for name, grad in eager_grads.items():
             kind = grad.dtype if grad.dtype in FLOOR else dtype
             yield Result(f"gradient of {name}", kind, fast_grads.get(name), grad, exact_grads[name])
@@ -149,16 +155,27 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _backends(model: nn.Module) -> Iterator[str]:
-    """The backends that the model's LSTMs name."""
+def _approximate(model: nn.Module) -> Iterator[str]:
+    """What the model asks for that is approximate: a backend of an LSTM, a precision of its engines."""
     for module in model.modules():
-        if is_fast(module) and module.backend != "auto":
+        if has_runner(module):
+            precision = module.__dict__[RUNNER].record.precision
+            if precision is not None:
+                yield precision
+        elif is_fast(module) and module.backend != "auto" and BACKENDS[module.backend].approximate:  # type: ignore[index]
             yield module.backend  # type: ignore[misc]
+
+
+def _by_engines(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
+    """Outputs without gradient. A copy's engines, and those after an edit of the weights, are built at its first calls."""
+    for _ in range(CALLS_BEFORE_REBUILD):
+        _run(model, args, False)
+    return _run(model, args, False)[0]
 
 
 def _optimized(model: nn.Module) -> nn.Module:
     """Optimizes the model in place; LSTMs that were optimized before keep their backend."""
-    named = {m: m.backend for m in model.modules() if is_fast(m)}
+    named = {m: m.backend for m in model.modules() if is_fast(m) and not has_runner(m)}
     optimize(model)
     for module, backend in named.items():
         module.backend = backend
@@ -166,10 +183,10 @@ def _optimized(model: nn.Module) -> nn.Module:
 
 
 def _quiet(model: nn.Module) -> nn.Module:
-    """Eval mode without dropout; LSTMs stay in training mode, which cuDNN's backward needs."""
+    """Eval mode; on a GPU LSTMs stay in training mode without dropout, which cuDNN's backward needs."""
     model.eval()
     for module in model.modules():
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, nn.LSTM) and next(module.parameters()).is_cuda:
             module.train()
             module.dropout = 0.0
     return model

@@ -96,7 +96,7 @@ def test_the_model_is_an_lstm_itself() -> None:
 def test_a_model_without_an_lstm() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3))
     assert optimize(model) is model and revert(model) is model
-    assert "nothing to optimize" in explain(model)
+    assert "no nn.LSTM or nn.LSTMCell in this model" in explain(model)
 
 
 def test_revert_makes_a_layer_born_fast_plain() -> None:

@@ -148,7 +148,8 @@ def capture(
     """
     leaves, tensors, arguments = flatten(args, kwargs)
     _check_arguments(leaves, tensors)
-    _check_hooks(module)
+    if (hook := has_hooks(module)) is not None:
+        raise CannotCaptureError(hook)
     # by a function, since export restores the attributes of a module
     found: list[tuple[tuple[Any, ...], pytree.TreeSpec]] = []
     flat = _Flat(module, leaves, arguments, lambda kept, spec: found.append((kept, spec)))
@@ -205,16 +206,15 @@ def _check_sizes(captured: Captured, groups: list[vary.Group]) -> None:
             raise CannotCaptureError(f"torch.export takes the size {where} for fixed ({text[:80]})")
 
 
-def _check_hooks(module: nn.Module) -> None:
-    """Hooks of the modules inside are the user's code, which a graph would leave out or repeat; weight normalisation
-    is one that computes tensors only."""
+def has_hooks(module: nn.Module) -> str | None:
+    """None, or which module inside has which hook: the user's code, which a graph would leave out or repeat. Weight
+    normalisation is one that computes tensors only. The module's own hooks run around its forward."""
     for name, part in module.named_modules():
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             for hook in getattr(part, kind).values():
                 if part is not module and not isinstance(hook, (WeightNorm, SpectralNorm)):
-                    raise CannotCaptureError(
-                        f"{name} has a hook, {getattr(hook, '__name__', type(hook).__name__)}"
-                    )
+                    return f"{name} has a hook, {getattr(hook, '__name__', type(hook).__name__)}"
+    return None
 
 
 def _check_arguments(leaves: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> None:

@@ -48,13 +48,19 @@ def _parts(
     yield repr((torch.get_num_threads(), options, leaves))
     for tensor in tensors:
         yield repr((tensor.dtype, tensor.device.type, tuple(tensor.shape), tensor.stride()))
+    yield structure(module)
+
+
+def structure(module: nn.Module) -> str:
+    """A digest of what a capture of the module depends on but the call: all but the weights' values and hooks."""
+    digest = hashlib.sha256()
     for name, part in module.named_modules():
         cls: Any = type(part).original_class if is_fast(part) else type(part)
-        yield f"{name}: {cls.__module__}.{cls.__qualname__}"
-        yield _code_of_class(cls)
+        digest.update(f"{name}: {cls.__module__}.{cls.__qualname__} {_code_of_class(cls)}".encode())
         for key, value in sorted(part.__dict__.items()):
             if not key.startswith("_") or key in ("_parameters", "_buffers"):
-                yield f"{key}={_text(value)}"
+                digest.update(f"{key}={_text(value)}\0".encode())
+    return digest.hexdigest()
 
 
 def _text(value: Any) -> str:

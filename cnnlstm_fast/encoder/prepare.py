@@ -19,7 +19,7 @@ from .agreement import agree
 from .capture import CannotCaptureError, capture, flatten
 from .choose import Progress, choose
 from .engines import Run
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, structure
 from .guard import CHANGED, Guard
 from .modules import install, uninstall
 from .plan import Plan
@@ -119,7 +119,7 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     key = fingerprint(module, leaves, tensors, how.encoder, how.precision)
     stored = cache.load(key)
     if stored is not None:
-        runner = Runner(*stored)
+        runner = Runner(*stored, structure(module))
         if _install(module, runner, None, args, kwargs):
             return Outcome(runner.record)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
@@ -131,7 +131,7 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             raise CannotCaptureError("nothing in it is worth an engine")
         chosen = choose(plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress)
     problem = cache.store(key, plan, chosen.record)
-    runner = Runner(plan, chosen.record)
+    runner = Runner(plan, chosen.record, structure(module))
     if not _install(module, runner, chosen.runs, args, kwargs):
         raise CannotCaptureError("its results differ from those of the module")
     return Outcome(runner.record, notes=[problem] if problem else [])

@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 from ..recurrent.class_swap import is_fast
 from . import guard as guards
 from .agreement import agree, first_line
-from .capture import TENSOR
+from .capture import TENSOR, has_hooks
 from .engines import ENGINES, Options, Run
+from .fingerprint import structure
 from .guard import CHANGED, UNCHANGED, Guard
 from .lstm_call import LSTMCall
 from .plan import Plan
@@ -73,8 +74,8 @@ class Runner:
     edit of the weights it runs eager, and the engines are built again once the weights have settled.
     """
 
-    def __init__(self, plan: Plan, record: Record) -> None:
-        self.plan, self.record = plan, record
+    def __init__(self, plan: Plan, record: Record, structure: str) -> None:
+        self.plan, self.record, self.structure = plan, record, structure
         self.enabled = True
         self.notes: list[str] = []
         """What has happened since, for ``explain``."""
@@ -96,11 +97,11 @@ class Runner:
             return self._settle(module, None)
         if bound.process != _process:
             return EAGER  # an engine's threads do not exist in a forked child
-        if bound.threads != torch.get_num_threads():
-            return self._settle(module, bound)
         state = bound.guard.check()
-        if state != UNCHANGED:
-            return EAGER if state == CHANGED else self._settle(module, bound)
+        if state == CHANGED:
+            return EAGER
+        if state != UNCHANGED or bound.threads != torch.get_num_threads():
+            return self._settle(module, bound)
         if torch.is_grad_enabled() and (bound.requires_grad or guards.needs_grad(tensors)):
             return EAGER
         shapes = tuple([t.shape for t in tensors])
@@ -214,6 +215,8 @@ class Runner:
         with self._lock:
             if self._bound is not bound:
                 return EAGER  # another thread has done it
+            if bound is None and (has_hooks(module) or structure(module) != self.structure):
+                return EAGER  # not what was captured, or not in eval mode
             if self._candidate is None or self._candidate.check() != UNCHANGED:
                 self._candidate, self._same = Guard(module, _IGNORED), 0
             self._same += 1
@@ -256,11 +259,11 @@ class Runner:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Of a copy or pickle the engines are built at its first calls."""
-        return restore_runner, (self.plan.to_json(), self.record.to_json(), self.enabled)
+        return restore_runner, (self.plan.to_json(), self.record.to_json(), self.structure, self.enabled)
 
 
-def restore_runner(plan: dict[str, Any], record: dict[str, Any], enabled: bool) -> Runner:
-    runner = Runner(Plan.from_json(plan), Record.from_json(record))
+def restore_runner(plan: dict[str, Any], record: dict[str, Any], structure: str, enabled: bool) -> Runner:
+    runner = Runner(Plan.from_json(plan), Record.from_json(record), structure)
     runner.enabled = enabled
     return runner
 
