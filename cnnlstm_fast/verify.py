@@ -167,7 +167,7 @@ def _approximate(model: nn.Module) -> Iterator[str]:
 
 
 def _by_engines(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
-    """Outputs without gradient. A copy's engines, and those after an edit of the weights, are built at its first calls."""
+    """Outputs without gradient. The engines of a copy, or after an edit of weights, are built at the first calls."""
     for _ in range(CALLS_BEFORE_REBUILD):
         _run(model, args, False)
     return _run(model, args, False)[0]

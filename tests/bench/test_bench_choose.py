@@ -36,6 +36,7 @@ KINDS = {"float32 inference D=1", "float32 training D=1"}
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, sizes in {"STEPS": (1, 3), "BATCHES": (2,), "HIDDEN": (16,), "WIDE_STEPS": (1,)}.items():
         monkeypatch.setattr(choose, name, sizes)
+    monkeypatch.setattr(choose, "CELL_HIDDEN", ())
     monkeypatch.setattr(choose, "WIDE_BATCHES", (2,))
     monkeypatch.setattr(choose, "WIDE_HIDDEN", (16,))
     monkeypatch.setattr(choose, "LARGE_STEPS", ())
