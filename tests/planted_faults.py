@@ -36,6 +36,8 @@ BACKENDS = "tests/recurrent/test_backends.py"
 CUDA = "tests/cuda/test_cuda.py"
 TRITON = "tests/triton/test_triton.py tests/triton/test_triton_barrier.py"
 PREPACKED = "tests/recurrent/test_prepacked.py"
+RUNNER = "tests/encoder/test_runner.py"
+PREPARE = "tests/encoder/test_prepare.py"
 INT8 = "tests/recurrent/test_int8.py tests/recurrent/test_prepacked.py"
 
 FAULTS = [
@@ -204,6 +206,98 @@ FAULTS = [
         ".__module__ = __name__",
         ".__doc__ = None",
         "tests/recurrent/test_pickles.py",
+    ),
+    # what the engines must not run, or run wrong
+    Fault(
+        "runner: weights edited",
+        "cnnlstm_fast/encoder/runner.py",
+        "if state != UNCHANGED or bound.threads",
+        "if bound.threads",
+        RUNNER,
+    ),
+    Fault(
+        "runner: changed otherwise",
+        "cnnlstm_fast/encoder/runner.py",
+        "if state == CHANGED:",
+        "if False:",
+        RUNNER,
+    ),
+    Fault(
+        "runner: gradients",
+        "cnnlstm_fast/encoder/runner.py",
+        "if torch.is_grad_enabled() and (bound.requires_grad",
+        "if False and (bound.requires_grad",
+        RUNNER,
+    ),
+    Fault(
+        "runner: a shallow copy",
+        "cnnlstm_fast/encoder/runner.py",
+        "or bound.module() is not module",
+        "or False",
+        RUNNER,
+    ),
+    Fault(
+        "runner: an edited copy",
+        "cnnlstm_fast/encoder/runner.py",
+        "structure(module) != self.structure",
+        "False",
+        RUNNER,
+    ),
+    Fault(
+        "runner: new sizes untested",
+        "cnnlstm_fast/encoder/runner.py",
+        "bound.kinds[kind] = self._agrees(bound, module, args, kwargs, tensors)",
+        "bound.kinds[kind] = True",
+        RUNNER,
+    ),
+    Fault(
+        "capture: the user's strides",
+        "cnnlstm_fast/encoder/capture.py",
+        'if not result.meta["val"].is_contiguous():',
+        "if True:",
+        RUNNER,
+    ),
+    Fault(
+        "capture: hooks inside",
+        "cnnlstm_fast/encoder/capture.py",
+        "if part is not module and not isinstance(hook",
+        "if False and not isinstance(hook",
+        PREPARE,
+    ),
+    Fault(
+        "prepare: calls leave attributes",
+        "cnnlstm_fast/encoder/prepare.py",
+        "module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})",
+        "pass",
+        PREPARE,
+    ),
+    Fault(
+        "choose: a wrong engine",
+        "cnnlstm_fast/encoder/choose.py",
+        "if error > bound(usual_error, found.dtype):",
+        "if False:",
+        PREPARE,
+    ),
+    Fault(
+        "cache: code not in the key",
+        "cnnlstm_fast/encoder/fingerprint.py",
+        'return f"{_digest(value.__code__)}{related}"',
+        "return value.__qualname__",
+        PREPARE,
+    ),
+    Fault(
+        "cache: names unchecked",
+        "cnnlstm_fast/encoder/serialize.py",
+        "if not target.isidentifier() and op",
+        "if False and op",
+        PREPARE,
+    ),
+    Fault(
+        "regions: a view of an engine's output",
+        "cnnlstm_fast/encoder/regions.py",
+        "node.target = aten.reshape.default",
+        "pass",
+        "tests/encoder",
     ),
 ]
 

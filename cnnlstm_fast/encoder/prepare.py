@@ -116,6 +116,9 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if isinstance(module, torch.jit.ScriptModule):
         raise CannotCaptureError("it is a ScriptModule")
     leaves, tensors, _ = flatten(args, kwargs)
+    other = next((t.device.type for t in (*tensors, *module.parameters()) if t.device.type != "cpu"), None)
+    if other is not None:
+        raise CannotCaptureError(f"it is on {other}, for which there is no engine yet")
     key = fingerprint(module, leaves, tensors, how.encoder, how.precision)
     stored = cache.load(key)
     if stored is not None:

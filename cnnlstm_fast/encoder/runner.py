@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -51,6 +52,7 @@ os.register_at_fork(after_in_child=_note_fork)
 class _Bound:
     """A plan with the weights of one moment."""
 
+    module: weakref.ref[nn.Module]
     guard: Guard
     threads: int
     forward: Any
@@ -95,8 +97,8 @@ class Runner:
         if bound is None:
             # a copy, or loaded from a file
             return self._settle(module, None)
-        if bound.process != _process:
-            return EAGER  # an engine's threads do not exist in a forked child
+        if bound.process != _process or bound.module() is not module:
+            return EAGER  # a forked child, where an engine's threads do not exist, or a shallow copy
         state = bound.guard.check()
         if state == CHANGED:
             return EAGER
@@ -251,7 +253,9 @@ class Runner:
                     made[k] = ENGINES[choice.engine].build(region, region.example(choice.sizes), options)
             forward = top_function(self.plan, module, tensors, made, self.record.precision)
             team = idle_team(region.engine for region in self.record.regions)
-            self._bound = _Bound(guard, options.threads, forward, guard.requires_grad, team)
+            self._bound = _Bound(
+                weakref.ref(module), guard, options.threads, forward, guard.requires_grad, team
+            )
 
     def note(self, text: str) -> None:
         if text not in self.notes:

@@ -326,6 +326,43 @@ def test_copies_have_engines_of_their_own(pair: tuple[Tagger, Tagger], copied: C
     same(*pair, x)
 
 
+def test_a_shallow_copy_runs_eager(pair: tuple[Tagger, Tagger]) -> None:
+    """As DataParallel makes them: its ``__dict__`` is its own, and the guard knows another one."""
+    x = torch.randn(2, 1, 16, 20)
+    shallow = copy.copy(pair[1])
+    shallow.scale = 3.0
+    same(pair[0], pair[1], x)
+    with torch.no_grad():
+        torch.testing.assert_close(shallow(x), 3.0 * pair[0](x), rtol=1e-4, atol=1e-5)
+
+
+COPY_EDITS: dict[str, Callable[[Tagger], Any]] = {
+    "an attribute": lambda m: setattr(m, "scale", 3.0),
+    "training mode": lambda m: m.cnn.train(),
+    "a hook": lambda m: m.cnn[0].register_forward_hook(lambda module, args, out: out + 1.0),
+    "a submodule": lambda m: setattr(m, "cnn", nn.Sequential(*m.cnn, nn.Sigmoid())),
+    "nothing": lambda m: None,
+}
+
+
+@pytest.mark.parametrize("edit", COPY_EDITS)
+def test_a_copy_that_is_edited_before_its_first_call(pair: tuple[Tagger, Tagger], edit: str) -> None:
+    model, fast = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
+    for m in (model, fast):
+        COPY_EDITS[edit](m)
+    for k in range(CALLS_BEFORE_REBUILD + 2):
+        torch.manual_seed(k)
+        x = torch.randn(2, 1, 16, 20)
+        results = []
+        for m in (model, fast):
+            torch.manual_seed(k)
+            with torch.no_grad():
+                results.append(m(x))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert by_engine(fast, lambda: fast(x)) == (edit == "nothing")
+
+
 def _saved(model: nn.Module) -> io.BytesIO:
     file = io.BytesIO()
     torch.save(model, file)
