@@ -184,6 +184,11 @@ def _captured(
     _check_nodes(graph)
     shapes = [tuple(node.meta["spec"].shape) for node in graph.nodes if node.op == "placeholder"]
     needed = dict.fromkeys((*_fixed_sizes(shapes), *_equal_sizes(shapes), *_conditions(program)))
+    for text in needed:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise CannotCaptureError(f"torch.export assumes {text[:120]}") from error
     assumed = tuple(text for text in needed if "!=" in text)
     conditions = tuple(text for text in needed if text not in assumed)
     return Captured(graph, weights, constants, arguments, leaves, result, results, conditions, assumed)
