@@ -70,7 +70,7 @@ def choose(
 
     Args:
         encoder: "auto" or the name of an engine, which then runs every region that it can.
-        deadline: by ``time.monotonic``; engines that take long to build are left out when half of the time is over.
+        deadline: by ``time.monotonic``; a compiler that would take longer is left out.
 
     Raises:
         CannotCaptureError: the plan's results differ from those of the module.
@@ -82,7 +82,7 @@ def choose(
         trials = _record_inputs(plan, module, args, kwargs, tensors)
         _build(trials, encoder, options, deadline, progress)
         if encoder != "auto":
-            return _insist(trials, encoder, options, plan, module, args, kwargs, tensors)
+            return _insist(trials, encoder, options)
         progress("measuring")
         return _measure(trials, options, plan, module, args, kwargs, tensors)
 
@@ -178,16 +178,7 @@ def _wrong(trial: _Trial, outputs: tuple[Tensor, ...], options: Options) -> str 
     return None
 
 
-def _insist(
-    trials: list[_Trial],
-    encoder: str,
-    options: Options,
-    plan: Plan,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    tensors: tuple[Tensor, ...],
-) -> Chosen:
+def _insist(trials: list[_Trial], encoder: str, options: Options) -> Chosen:
     for trial in trials:
         trial.record.engine = encoder if encoder in trial.runs else "eager"
     if not any(encoder in trial.runs for trial in trials):

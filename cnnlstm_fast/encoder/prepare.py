@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from .. import _native
 from . import cache
-from .agreement import agree
+from .agreement import agree, first_line
 from .capture import CannotCaptureError, capture, flatten
 from .choose import Progress, choose
 from .engines import Run
@@ -123,7 +123,8 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     stored = cache.load(key)
     if stored is not None:
         runner = Runner(*stored, structure(module))
-        if _install(module, runner, None, args, kwargs):
+        problem = _install(module, runner, None, args, kwargs)
+        if problem is None:
             return Outcome(runner.record)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
     how.progress("capturing")
@@ -133,11 +134,12 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if not plan.regions:
             raise CannotCaptureError("nothing in it is worth an engine")
         chosen = choose(plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress)
-    problem = cache.store(key, plan, chosen.record)
+    unstored = cache.store(key, plan, chosen.record)
     runner = Runner(plan, chosen.record, structure(module))
-    if not _install(module, runner, chosen.runs, args, kwargs):
-        raise CannotCaptureError("its results differ from those of the module")
-    return Outcome(runner.record, notes=[problem] if problem else [])
+    problem = _install(module, runner, chosen.runs, args, kwargs)
+    if problem is not None:
+        raise CannotCaptureError(problem)
+    return Outcome(runner.record, notes=[unstored] if unstored else [])
 
 
 def _check_attributes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -153,12 +155,11 @@ def _install(
     runs: dict[int, Run] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> bool:
-    """Gives the module its runner, unless this gains nothing; false if the results are not those of the module."""
+) -> str | None:
+    """Gives the module its runner, unless this gains nothing; returns None, or why the module stays as it was."""
     if not runner.record.gains:
         uninstall(module)
-        module.__dict__.pop(RUNNER, None)
-        return True
+        return None
     install(module, runner)
     try:
         runner.bind(module, runs)
@@ -166,11 +167,12 @@ def _install(
             found = runner(module, args, kwargs)
             expected = original_forward(module, args, kwargs)
         good = found is not EAGER and agree(_tensors(found), _tensors(expected), runner.record.precision)
-    except Exception:
-        good = False
-    if not good:
+        problem = None if good else "its results by the engines differ from its own"
+    except Exception as error:  # whatever an engine raises is the reason
+        problem = f"an engine failed: {type(error).__name__}: {first_line(error)}"
+    if problem is not None:
         uninstall(module)
-    return good
+    return problem
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch import fx, nn
 from . import lstm_call
 from .capture import CannotCaptureError, Captured
 from .lstm_call import LSTMPlace
-from .region import Region, TensorSpec
+from .region import Region
 
 aten = torch.ops.aten
 
@@ -280,7 +280,7 @@ def build_region(name: str, graph: fx.Graph, tensors: dict[str, torch.Tensor]) -
         name,
         fx.GraphModule(root, graph),
         tuple(specs),
-        tuple(_output_spec(node) for node in output.args[0]),
+        tuple(node.meta["spec"] for node in output.args[0]),
         modules_of(graph.nodes),
     )
 
@@ -318,10 +318,6 @@ def with_ranks(region: Region, sizes: Sequence[Sequence[int]]) -> Region:
         for k, (spec, size) in enumerate(zip(region.inputs, sizes, strict=True))
     )
     return replace(region, inputs=inputs)
-
-
-def _output_spec(node: fx.Node) -> TensorSpec:
-    return node.meta["spec"]
 
 
 def modules_of(nodes: Iterable[fx.Node]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...contract import Result, compare
+from ..agreement import first_line
 from ..region import Region
 from .base import Run
 from .cast import cast
@@ -62,12 +63,6 @@ def _check_at(
             raise RuntimeError(
                 f"{row.what} of inputs {where} is wrong: error {row.fast:.1e}, PyTorch's {row.eager:.1e}"
             )
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message, at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> str:

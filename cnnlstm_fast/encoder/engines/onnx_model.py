@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..agreement import first_line
 from ..region import Region
-from .check import first_line
 
 _LEGACY_EXPORTER = "torch.onnx._internal.torchscript_exporter"
 
