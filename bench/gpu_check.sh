@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The check on a machine with an NVIDIA GPU and no network: bench/gpu_check.sh OUTDIR [--budget SECONDS]
-# Builds in place with the interpreter $PYTHON (python3), which has PyTorch, cmake, ninja, pybind11, pytest, numpy and
-# rich; runs every GPU test, then as many rows of the suite `gpu` as fit the budget (480 s in all), the most important
-# first, and lists those that it dropped. Writes facts.json, micro.json (costs of the parts of a step), tests.xml,
-# gpu.json, table.txt and log.txt (with the resources of every kernel) to OUTDIR. Exit status: 3 without a GPU, 1 if
-# something failed.
+# Builds in place with the interpreter $PYTHON (python3), which has PyTorch, cmake, ninja, pybind11, numpy, rich, hypothesis,
+# pytest, pytest-xdist and pytest-timeout; runs every GPU test, then as many rows of the suite `gpu` as fit the budget (480 s
+# in all), the most important first, and lists those that it dropped. Writes facts.json, micro.json (costs of the parts of a
+# step), tests.xml, gpu.json, table.txt and log.txt (with the resources of every kernel, and each test's result as it comes)
+# to OUTDIR. What may end a process on an error or a hang of the GPU runs in one of its own. Exit status: 3 without a GPU, 1
+# if something failed.
 set -uo pipefail
 python=${PYTHON:-python3}
 usage="usage: bench/gpu_check.sh OUTDIR [--budget SECONDS]"
@@ -21,11 +22,14 @@ fi
 mkdir -p "$out"
 exec > >(tee "$out/log.txt") 2>&1
 failed=0
+within() { # seconds at most, command...
+  timeout --signal INT --kill-after 10 "$@" || { failed=1; echo "FAILED ($?): ${*:2}"; }
+}
 
 echo "== build ($SECONDS s)"
 CNNLSTM_NATIVE=1 CNNLSTM_CUDA=1 CNNLSTM_CUDA_ARCHS=${CNNLSTM_CUDA_ARCHS:-native} \
   "$python" setup.py -q build_native --inplace || exit 1
-"$python" - "$out/facts.json" << 'PY' || failed=1
+within 60 "$python" - "$out/facts.json" << 'PY'
 import json, sys
 import torch
 from bench.roofline.peaks import measure
@@ -40,16 +44,22 @@ print(text)
 PY
 
 echo "== kernels ($SECONDS s)"
-"$python" tests/cuda_resources.py || failed=1
-"$python" -m bench.calibrate.micro --json "$out/micro.json" || failed=1
+within 60 "$python" tests/cuda_resources.py
+within 60 "$python" -m bench.calibrate.micro --json "$out/micro.json"
 
 echo "== tests ($SECONDS s)"
+# A worker that a hang or a sticky error ends is replaced by another (tests/conftest.py); those that need the GPU to
+# themselves follow.
 left=$((budget - SECONDS))
-timeout --signal INT --kill-after 20 $((left * 2 / 3)) "$python" -m pytest -q -m gpu tests --junitxml="$out/tests.xml" || failed=1
+gpu_tests() {
+  within "$((left / 3))" "$python" -m pytest -v -m "$1" tests --timeout 60 --timeout-method thread --benchmark-disable "${@:2}"
+}
+gpu_tests "gpu and not serial" -n 8 --max-worker-restart 1000 --junitxml="$out/tests.xml"
+gpu_tests "gpu and serial"
 
 echo "== benchmark ($SECONDS s)"
 left=$((budget - SECONDS - 10))
-"$python" -m bench --suite gpu --budget "$left" --json "$out/gpu.json" > "$out/table.txt" || failed=1
+within $((left + 5)) "$python" -m bench --suite gpu --budget "$left" --json "$out/gpu.json" > "$out/table.txt"
 cat "$out/table.txt"
 echo "== done after $SECONDS s, $([ $failed = 0 ] && echo passed || echo FAILED)"
 exit $failed

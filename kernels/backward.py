@@ -135,7 +135,7 @@ def backward_kernel(
         if ALGORITHM == "persistent_block":
             recurrent = tl.dot(w, p, input_precision=PRECISION)
         else:
-            wait(counter, (n - n_begin) * tl.num_programs(0))
+            wait(counter, n - n_begin, tl.num_programs(0))
             source = exchanged + n % 2 * plane + (lane * R)[None, None, :]
             there = (j < R)[:, :, None] & ran[None, None, :]
             p = tl.load(source + j[:, :, None], mask=there, other=0.0, cache_modifier=".cg")

@@ -108,7 +108,7 @@ def backward_streamed_kernel(
             dc = tl.load(grad_c + state_at, mask=own, other=0.0)
             dh = tl.load(grad_h + state_at, mask=own & ~ran[None, :], other=0.0)
 
-            wait(arrivals + group, (n - n_begin) * blocks)
+            wait(arrivals + group, n - n_begin, blocks)
             w_hh = of_direction(direction, weight_hh, weight_hh_reverse)
             source = exchanged + n % 2 * plane + (lane * R)[None, :]
             recurrent = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)

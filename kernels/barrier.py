@@ -18,11 +18,30 @@ def arrive(arrivals):
     tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
 
 
+# Polls of a wait, each of which takes a GPU about a microsecond at the least.
+MOST_POLLS = tl.constexpr(1 << 21)
+
+
 @triton.jit
-def wait(arrivals, expected):
-    """Waits until the programs that share the counter have arrived ``expected`` times altogether. What each of them
-    stored before is then visible to the others in loads that bypass L1 (".cg"). All of them must run at once."""
+def wait(arrivals, turn, programs):
+    """Waits until each of the ``programs`` that share the counter has arrived ``turn`` times. What they stored before is
+    then visible to this one in loads that bypass L1 (".cg"). All of them must run at once.
+
+    A wait of seconds ends the kernel with an error, so that a fault does not hang the GPU; but not before all programs
+    have arrived once, since another stream's kernel may hold the multiprocessor of one that has not started."""
     seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
-    while seen < expected:
+    polls = 0
+    while seen < turn * programs:
         seen = tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu")
+        polls += tl.where(seen < programs, 0, 1)
+        if polls == MOST_POLLS:
+            give_up(polls)
     tl.debug_barrier()
+
+
+@triton.jit(noinline=True)
+def give_up(polls):
+    tl.device_print(
+        "cnnlstm_fast: a program waited for the others for too long; the kernel ends with an error", polls
+    )
+    tl.inline_asm_elementwise("trap; mov.u32 $0, $1;", "=r,r", [polls], dtype=tl.int32, is_pure=False, pack=1)

@@ -115,7 +115,7 @@ def forward_kernel(
         if ALGORITHM == "persistent_block":
             recurrent = tl.dot(w[0], tl.where(kept[None, :], h, 0.0).to(dtype), input_precision=PRECISION)
         else:
-            wait(counter, (s - s_begin) * tl.num_programs(0))
+            wait(counter, s - s_begin, tl.num_programs(0))
             entering = h_state + s % 2 * plane + (lane * W)[None, :]
             # a zero that is opaque to the compiler: it would chain products that start from a known zero
             zero = tl.zeros((4 * BLOCK_H, BLOCK_B), tl.float32) + direction // 2

@@ -93,7 +93,7 @@ def forward_streamed_kernel(
             c_at = c_state + lane[None, :] * H + unit[:, None]
             c = tl.load(c_at, mask=own, other=0.0)
 
-            wait(arrivals + group, (s - s_begin) * blocks)
+            wait(arrivals + group, s - s_begin, blocks)
             w_rows = of_direction(direction, weight_hh, weight_hh_reverse) + columns[:, None] * W
             entering = h_state + s % 2 * plane + lane[None, :] * W
             for k_begin in tl.range(0, W, BLOCK_K, num_stages=STAGES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import time
 import zlib
 from collections import Counter
 
@@ -68,6 +69,18 @@ def left_to_slow_tier(item: pytest.Item, n: int, which: str = "all", *, seen: Co
     test = item.nodeid.partition("[")[0]
     seen[test] += 1
     return (seen[test] - 1) % n > 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """After an error that the GPU does not forget, every later test of the process would fail: pytest-xdist starts
+    another worker instead. The report of the test has been sent by then."""
+    if "gpu" in item.keywords and torch.cuda.is_available() and "PYTEST_XDIST_WORKER" in os.environ:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            time.sleep(0.5)  # a thread of its own sends it
+            os._exit(1)
 
 
 @pytest.fixture(autouse=True)

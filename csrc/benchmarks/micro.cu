@@ -1,11 +1,12 @@
 #include <algorithm>
+#include <climits>
 #include <stdexcept>
 #include <string>
 
+#include "benchmarks/exchanges.cuh"
 #include "benchmarks/measure.cuh"
 #include "benchmarks/micro.h"
 #include "cuda/cell.cuh"
-#include "cuda/exchange.cuh"
 #include "cuda/guarded.h"
 #include "cuda/launch.cuh"
 
@@ -113,33 +114,6 @@ struct Matrices : OneBlock {
   }
 };
 
-// A recurrence's steps without what it computes.
-template <int kAlgorithm, int kUnitBytes>
-struct Exchanges {
-  struct Arguments {
-    Layout layout;
-    Tiles tiles;
-    int rounds;
-  };
-  static constexpr int kThreads = kMostThreads;
-  static constexpr bool kCluster = kAlgorithm == CNNLSTM_PERSISTENT_CLUSTER;
-
-  CNNLSTM_DEVICE static void run(const Arguments& arguments) {
-    const int warp = device::thread() / 32, groups = arguments.layout.groups;
-    Exchange<kAlgorithm, kUnitBytes, true> exchange(arguments.layout, arguments.tiles,
-                                                    (device::block_x() * groups + warp % groups) * kGroup,
-                                                    warp / groups);
-    exchange.clear_tiles();
-    device::block_barrier();
-    exchange.start();
-    for (int n = 1; n <= arguments.rounds; ++n) {
-      exchange.publish(n);
-      exchange.receive(n);
-      device::block_barrier();
-    }
-  }
-};
-
 struct ReadL2 {
   struct Arguments {
     Rounds common;
@@ -202,28 +176,25 @@ void require_cluster(int blocks) {
     throw std::runtime_error("blocks: a cluster has at most 16, got " + std::to_string(blocks));
 }
 
-// `warps`: of a block that are there, of the two a group that every other block waits for.
-template <int kAlgorithm, int kUnitBytes>
-double exchange_round(int groups, int blocks, int rounds, int warps) {
-  using Kernel = Exchanges<kAlgorithm, kUnitBytes>;
-  constexpr bool kCluster = kAlgorithm == CNNLSTM_PERSISTENT_CLUSTER;
-  if (kCluster) require_cluster<Kernel>(blocks);
+// Nanoseconds of a round; `silent_from`: exchanges.cuh.
+template <int kAlgorithm, class Value>
+double exchange_round(int groups, int blocks, int rounds, int silent_from = INT_MAX) {
+  using Kernel = Exchanges<kAlgorithm, Value>;
+  if (Kernel::kCluster) require_cluster<Kernel>(blocks);
+  const CnnlstmPlan plan = Kernel::plan(groups, blocks, attribute(cudaDevAttrMultiProcessorCount));
   typename Kernel::Arguments arguments = {};
-  CnnlstmPlan plan = {};
-  plan.algorithm = kAlgorithm;
-  plan.groups = groups;
-  plan.splits = 2;
-  plan.tiles = 8;
-  plan.blocks = blocks;
-  arguments.layout = layout_of(plan, kUnitBytes == 8, CNNLSTM_BFLOAT16);
+  arguments.layout = layout_of(plan, Kernel::kBackward, CNNLSTM_BFLOAT16);
   arguments.rounds = std::max(rounds, 1);
-  const size_t bytes = 8 * arguments.layout.words_of_tile();
-  const Buffer words(std::max<size_t>(bytes, 1));
+  arguments.silent_from = silent_from;
+  const Buffer words(8 * arguments.layout.words_of_tile() + 16),
+      sums(Kernel::sums(blocks) * sizeof(uint32_t));
   arguments.tiles = {words.as<uint64_t>(), static_cast<int>(arguments.layout.words_of_tile()), 0, 1};
+  arguments.sums = sums.as<uint32_t>();
   const LaunchShape shape = {
-      blocks, 1, 1, 32 * warps, static_cast<size_t>(arguments.layout.shared_bytes), kCluster, !kCluster};
+      blocks,           1, 1, plan.threads, static_cast<size_t>(plan.shared_bytes), Kernel::kCluster,
+      !Kernel::kCluster};
   return nanoseconds([&] {
-           if (bytes > 0) clear(words.as<void>(), bytes, nullptr);
+           clear(words.as<void>(), 8 * arguments.layout.words_of_tile(), nullptr);
            launch<Kernel>(shape, arguments, nullptr);
          }) /
          arguments.rounds;
@@ -280,20 +251,20 @@ extern "C" double cnnlstm_micro_exchange(int cluster, int backward, int groups, 
     if (groups < 1 || groups > kWarps / 2 || blocks < 2)
       throw std::runtime_error("groups, blocks: expected 1 to 8 and at least 2, got " +
                                std::to_string(groups) + ", " + std::to_string(blocks));
-    const int warps = 2 * groups;
     if (cluster)
-      return backward ? exchange_round<CNNLSTM_PERSISTENT_CLUSTER, 8>(groups, blocks, rounds, warps)
-                      : exchange_round<CNNLSTM_PERSISTENT_CLUSTER, 2>(groups, blocks, rounds, warps);
-    return backward ? exchange_round<CNNLSTM_PERSISTENT_GRID, 8>(groups, blocks, rounds, warps)
-                    : exchange_round<CNNLSTM_PERSISTENT_GRID, 2>(groups, blocks, rounds, warps);
+      return backward ? exchange_round<CNNLSTM_PERSISTENT_CLUSTER, Quad<bf16>>(groups, blocks, rounds)
+                      : exchange_round<CNNLSTM_PERSISTENT_CLUSTER, bf16>(groups, blocks, rounds);
+    return backward ? exchange_round<CNNLSTM_PERSISTENT_GRID, Quad<bf16>>(groups, blocks, rounds)
+                    : exchange_round<CNNLSTM_PERSISTENT_GRID, bf16>(groups, blocks, rounds);
   });
 }
 
 extern "C" double cnnlstm_micro_hang(int cluster, char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
-    constexpr int kGroups = 2, kBlocks = 2, kHalf = kGroups;  // of the warps
-    return cluster ? exchange_round<CNNLSTM_PERSISTENT_CLUSTER, 2>(kGroups, kBlocks, 1, kHalf)
-                   : exchange_round<CNNLSTM_PERSISTENT_GRID, 2>(kGroups, kBlocks, 1, kHalf);
+    constexpr int kGroups = 2, kBlocks = 2, kRounds = 2,
+                  kSilentFrom = 2;  // there is no limit in the first round
+    return cluster ? exchange_round<CNNLSTM_PERSISTENT_CLUSTER, bf16>(kGroups, kBlocks, kRounds, kSilentFrom)
+                   : exchange_round<CNNLSTM_PERSISTENT_GRID, bf16>(kGroups, kBlocks, kRounds, kSilentFrom);
   });
 }
 

@@ -32,8 +32,9 @@ double cnnlstm_micro_shared(int rounds, char* message, size_t message_size);
 double cnnlstm_micro_exchange(int cluster, int backward, int groups, int blocks, int rounds, char* message,
                               size_t message_size);
 
-// An exchange of which half the warps were never started, so that all others wait for ever: the time limit of
-// waits has to end it. Returns -1 with the runtime's message; the process cannot use the GPU afterwards.
+// An exchange in which half the warps cease to send after the first round, so that all wait for ever: the
+// time limit of waits has to end it. Returns -1 with the runtime's message; the process cannot use the GPU
+// afterwards.
 double cnnlstm_micro_hang(int cluster, char* message, size_t message_size);
 
 // Bytes per nanosecond that so many blocks together read of 4 MB in L2.

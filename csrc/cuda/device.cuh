@@ -173,20 +173,22 @@ CNNLSTM_DEVICE void store_word(uint64_t* p, uint64_t word) {
 
 // ---- time limit of waits ----
 // Ends a kernel whose wait takes too long, since no other block will end it. A call, so that it takes no
-// registers from the kernels; a text without arguments, since those would lie in local memory.
+// registers from the kernels; a text without arguments, since those would lie in local memory. Any warp may
+// be the one that waits: its first waiting lane says so.
 __device__ __noinline__ inline void give_up() {
-  if (threadIdx.x == 0)
+  if (threadIdx.x % 32 == __ffs(__activemask()) - 1)
     printf("cnnlstm_fast: a block waited for the others for too long; the kernel ends with an error\n");
   __trap();
 }
-// A wait of about a second is too long.
+// A wait of about a second is too long, if it is `limited`: the blocks that are waited for may not have
+// started yet, because another stream's kernel holds their multiprocessors.
 class Watch {
  public:
-  CNNLSTM_DEVICE Watch() : start_(clock()) {}
+  CNNLSTM_DEVICE explicit Watch(bool limited) : limited_(limited), start_(clock()) {}
 
   // Called in every iteration of a loop that waits.
   CNNLSTM_DEVICE void turn() const {
-    if (clock() - start_ > kLimit) give_up();
+    if (limited_ && clock() - start_ > kLimit) give_up();
   }
 
  private:
@@ -196,6 +198,7 @@ class Watch {
     asm volatile("mov.u32 %0, %clock;" : "=r"(now));
     return now;
   }
+  const bool limited_;
   const uint32_t start_;
 };
 
@@ -216,12 +219,13 @@ CNNLSTM_DEVICE void arrive_expecting(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
+// The data come from other blocks: what they wrote must be seen, hence the cluster's scope.
 CNNLSTM_DEVICE void wait_phase(uint64_t* barrier, int parity) {
-  Watch watch;
+  Watch watch(true);
   while (true) {
     uint32_t done;
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 "
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 "
         "%0, 1, 0, p;\n}"
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)

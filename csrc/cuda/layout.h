@@ -108,4 +108,9 @@ constexpr Layout layout_of(const CnnlstmPlan& plan, bool backward, int compute_t
   return layout;
 }
 
+// The plan of a split with all that follows from it: every plan is made here. Of `split` count algorithm,
+// groups, splits, tiles, turns, blocks and batch.
+CnnlstmPlan plan_of(const CnnlstmPlan& split, bool backward, int compute_type, int64_t B, int D,
+                    int multiprocessors);
+
 }  // namespace cnnlstm

@@ -14,6 +14,7 @@ constexpr int kMostTilesAtOnce = 65535;  // of a grid's second dimension
 constexpr int kTiles = 8;                // where warps share a sum
 
 int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+int batch_tiles(int64_t B, int batch) { return static_cast<int>(ceil_div(B, batch * kSequences)); }
 bool narrow(int compute_type) { return compute_type == CNNLSTM_BFLOAT16 || compute_type == CNNLSTM_FLOAT16; }
 
 // A pass over one layer on a GPU.
@@ -34,7 +35,6 @@ struct Pass {
   int64_t pieces() const {
     return ceil_div(H * element_bytes_of(compute_type), kPiece);
   }  // of a row of weights
-  int batch_tiles(int batch) const { return static_cast<int>(ceil_div(B, batch * kSequences)); }
 };
 
 // The blocks of these wait for each other: all have to run at once, one on each SM.
@@ -54,13 +54,7 @@ bool add(const Pass& pass, int algorithm, int64_t groups, int64_t splits, int ti
   plan.turns = static_cast<int>(turns);
   plan.blocks = static_cast<int>(blocks);
   plan.batch = batch;
-  plan.batch_tiles = pass.batch_tiles(batch);
-  const int most = waits(algorithm) ? pass.gpu.multiprocessors / (plan.blocks * pass.D) : kMostTilesAtOnce;
-  plan.tiles_at_once = std::min({plan.batch_tiles, most, kMostTilesAtOnce});
-  plan.threads = 32 * plan.groups * plan.splits;
-  const Layout layout = layout_of(plan, pass.backward, pass.compute_type);
-  plan.shared_bytes = layout.shared_bytes;
-  plan.exchange_bytes = layout.exchange_bytes(pass.D, plan.batch_tiles);
+  plan = plan_of(plan, pass.backward, pass.compute_type, pass.B, pass.D, pass.gpu.multiprocessors);
   if (plan.shared_bytes > pass.gpu.shared_bytes) return false;
   found.push_back(plan);
   return true;
@@ -71,7 +65,7 @@ bool add(const Pass& pass, int algorithm, int64_t groups, int64_t splits, int ti
 void add_stream(const Pass& pass, int64_t of_block, std::vector<CnnlstmPlan>& found) {
   const int64_t groups = ceil_div(pass.H, kGroup), splits = pass.most_warps() / of_block;
   const int64_t turns = ceil_div(pass.pieces(), splits * kStreamTiles);
-  int64_t batch = std::min<int64_t>({kMostBatch, splits / 2, pass.batch_tiles(1)});
+  int64_t batch = std::min<int64_t>({kMostBatch, splits / 2, batch_tiles(pass.B, 1)});
   while (batch > 0 && !add(pass, CNNLSTM_STREAMING, of_block, splits, kStreamTiles, turns,
                            ceil_div(groups, of_block), static_cast<int>(batch), found))
     --batch;
@@ -97,7 +91,7 @@ std::vector<CnnlstmPlan> fitting(const Pass& pass) {
   CnnlstmPlan step = {};
   step.algorithm = CNNLSTM_PER_STEP;
   step.batch = 1;
-  step.batch_tiles = step.tiles_at_once = pass.batch_tiles(1);
+  step.batch_tiles = step.tiles_at_once = batch_tiles(pass.B, 1);
   found.push_back(step);
   return found;
 }
@@ -247,6 +241,19 @@ double floor_seconds(const Work& work) {
 }
 
 }  // namespace
+
+CnnlstmPlan plan_of(const CnnlstmPlan& split, bool backward, int compute_type, int64_t B, int D,
+                    int multiprocessors) {
+  CnnlstmPlan plan = split;
+  plan.batch_tiles = batch_tiles(B, plan.batch);
+  const int most = waits(plan.algorithm) ? multiprocessors / (plan.blocks * D) : kMostTilesAtOnce;
+  plan.tiles_at_once = std::min({plan.batch_tiles, most, kMostTilesAtOnce});
+  plan.threads = 32 * plan.groups * plan.splits;
+  const Layout layout = layout_of(plan, backward, compute_type);
+  plan.shared_bytes = layout.shared_bytes;
+  plan.exchange_bytes = layout.exchange_bytes(D, plan.batch_tiles);
+  return plan;
+}
 
 extern "C" int cnnlstm_plans(const CnnlstmGpu* gpu, int backward, int compute_type, int64_t H, int64_t B,
                              int D, CnnlstmPlan* plans, int capacity) {

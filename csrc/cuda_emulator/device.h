@@ -109,6 +109,7 @@ inline void store_word(uint64_t* p, uint64_t word) { emulator::store_word(p, wor
 // A deadlock is detected without a clock: no thread can run.
 class Watch {
  public:
+  explicit Watch(bool) {}
   void turn() const { emulator::wait_for_words(); }
 };
 

@@ -18,7 +18,7 @@ static bool words_go_round() {
       uint64_t* const plane = words.data() + step % 2 * kBlocks * kThreads;
       store_word(plane + block_x() * kThreads + thread(), step << 32 | (100 * block_x() + thread()));
       for (int other = 0; other < kBlocks; ++other) {
-        Watch watch;
+        Watch watch(true);
         uint64_t word;
         while ((word = load_word(plane + other * kThreads + thread())) >> 32 != step) {
           if (word >> 32 > step) right = false;
@@ -36,7 +36,7 @@ TEST(words_reach_other_blocks) { expect_found("word lost", words_go_round); }
 TEST(word_that_never_comes) {
   uint64_t word = 0;
   const auto body = [&] {
-    Watch watch;
+    Watch watch(true);
     while (load_word(&word) == 0) watch.turn();
   };
   expect_error("it waits in a loop that watches words for ever, as do all threads that have not ended (64)",

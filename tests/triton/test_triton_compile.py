@@ -14,6 +14,8 @@ import pytest
 pytest.importorskip("triton")
 
 SCRIPT = Path(__file__).parents[1] / "triton_compile.py"
+MESSAGE_BYTES = 16
+"""Of local memory: the frame of the function that says that a wait took too long, used by nothing else."""
 
 
 def compile_for(*arguments: str) -> list[dict[str, Any]]:
@@ -45,10 +47,17 @@ def test_every_plan_compiles_and_fits(sm: int, every: int) -> None:
         "persistent_grid",
         "streaming",
     }
+
+    def waits(job: dict[str, Any]) -> bool:
+        return job["plan"] is not None and job["plan"][0] != "persistent_block"
+
     wrong = [
         job
         for job in found
-        if "error" in job or job["spilled"] or job["stack"] or job["shared"] > job["most_shared"]
+        if "error" in job
+        or job["spilled"]
+        or job["stack"] > MESSAGE_BYTES * waits(job)
+        or job["shared"] > job["most_shared"]
     ]
     assert not wrong, wrong[:5]
 
