@@ -48,14 +48,10 @@ within 60 "$python" tests/cuda_resources.py
 within 60 "$python" -m bench.calibrate.micro --json "$out/micro.json"
 
 echo "== tests ($SECONDS s)"
-# A worker that a hang or a sticky error ends is replaced by another (tests/conftest.py); those that need the GPU to
-# themselves follow.
+# A worker that a hang or a sticky error ends is replaced by another (tests/conftest.py).
 left=$((budget - SECONDS))
-gpu_tests() {
-  within "$((left / 3))" "$python" -m pytest -v -m "$1" tests --timeout 60 --timeout-method thread --benchmark-disable "${@:2}"
-}
-gpu_tests "gpu and not serial" -n 8 --max-worker-restart 1000 --junitxml="$out/tests.xml"
-gpu_tests "gpu and serial"
+within $((left * 2 / 3)) "$python" -m pytest -v -m gpu tests -n 12 --max-worker-restart 1000 --timeout 60 \
+  --timeout-method thread --benchmark-disable --junitxml="$out/tests.xml"
 
 echo "== benchmark ($SECONDS s)"
 left=$((budget - SECONDS - 10))

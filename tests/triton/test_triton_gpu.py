@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "cuda")]
+sys.path[:0] = [  # run as a program, too
+    str(Path(__file__).parents[2]),
+    str(Path(__file__).parents[1] / "cuda"),
+]
 
 from test_gpu import ALGORITHMS, Algorithm, layer, step
 
@@ -60,6 +63,7 @@ if __name__ == "__main__":
 
     backend.kernels()
     import triton
+
     from cnnlstm_fast.kernels.barrier import wait
 
     @triton.jit
