@@ -24,8 +24,8 @@ MOST_POLLS = tl.constexpr(1 << 21)
 
 @triton.jit
 def wait(arrivals, turn, programs):
-    """Waits until each of the ``programs`` that share the counter has arrived ``turn`` times. What they stored before is
-    then visible to this one in loads that bypass L1 (".cg"). All of them must run at once.
+    """Waits until each of the ``programs`` that share the counter has arrived ``turn`` times. What they stored before
+    is then visible to this one in loads that bypass L1 (".cg"). All of them must run at once.
 
     A wait of seconds ends the kernel with an error, so that a fault does not hang the GPU; but not before all programs
     have arrived once, since another stream's kernel may hold the multiprocessor of one that has not started."""
