@@ -282,5 +282,5 @@ def test_an_endless_wait_ends_with_an_error(cluster: bool) -> None:
     assert done.returncode == 0, done.stderr
     assert "a block waited for the others for too long" in done.stdout  # the kernel's own message
     seconds, error = done.stderr.splitlines()[-1].split(maxsplit=1)
-    assert "(cudaError" in error and 0.1 < float(seconds) < 5, done.stderr
+    assert "(cudaError" in error and 0.1 < float(seconds) < 30, done.stderr
     assert torch.ones(3, device="cuda").sum() == 3  # other processes can still use it

@@ -49,6 +49,7 @@ def _supports(spec: LSTMSpec) -> str | None:
     return reason
 
 
+@torch.compiler.assume_constant_result  # nothing of it is for a compiler to trace
 def _missing(sm: int) -> str | None:
     """Why what was built does not run on a GPU of compute capability sm / 10."""
     if not _native.available:
