@@ -241,8 +241,8 @@ def test_every_kind_of_call(kind: str, proj: int, algorithm: Algorithm) -> None:
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 @pytest.mark.timeout(600)
 def test_under_the_sanitizer(tool: str, backend: str) -> None:
-    """Every algorithm; each tensor in an allocation of its own, so that accesses beyond it are found. Racecheck does not
-    know the order that an mbarrier makes, and reports the clusters, which H=200 uses, by mistake."""
+    """Every algorithm; each tensor in an allocation of its own, so that accesses beyond it are found. Racecheck does
+    not know the order that an mbarrier makes, and reports the clusters, which H=200 uses, by mistake."""
     sizes = (20, 200, 600, 1280) if tool == "memcheck" or backend == "triton" else (20, 600, 1280)
     script = (
         "import torch, cnnlstm_fast\n"

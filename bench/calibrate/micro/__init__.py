@@ -46,8 +46,8 @@ def costs(native: Any, gpu: dict[str, Any], roofline: Roofline, issue: float) ->
             # of the cluster size that most calls use
             if blocks <= 8:
                 found["cluster"] = bandwidth
-    # A grid's exchange includes a barrier, which plans count separately. With two blocks each thread loads all its words
-    # at once.
+    # A grid's exchange includes a barrier, which plans count separately. With two blocks each thread loads all its
+    # words at once.
     found["word"] = max(native.micro_exchange(False, False, SMALL, 2) - barrier, 0.0)
     # Of 16 small blocks' words a thread has two turns of four, of 32 blocks' four.
     two, four = (native.micro_exchange(False, False, SMALL, min(n, multiprocessors)) for n in (16, 32))
