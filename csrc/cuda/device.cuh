@@ -180,22 +180,25 @@ __device__ __noinline__ inline void give_up() {
     printf("cnnlstm_fast: a block waited for the others for too long; the kernel ends with an error\n");
   __trap();
 }
-// Polls instead of a clock: ptxas read the clock of the start anew in the loop (CUDA 13.0, TF32). A poll
-// takes about a microsecond, and a wait of a second is too long, if it is `limited`: the blocks that are
-// waited for may not have started yet, because another stream's kernel holds their multiprocessors. They have
-// an hour.
+// A wait of about a second is too long, if it is `limited`: the blocks that are waited for may not have
+// started yet, because another stream's kernel holds their multiprocessors.
 class Watch {
  public:
-  CNNLSTM_DEVICE explicit Watch(bool limited) : left_(limited ? kMostPolls : 0) {}
+  CNNLSTM_DEVICE explicit Watch(bool limited) : limited_(limited) {}
 
   // Called in every iteration of a loop that waits.
   CNNLSTM_DEVICE void turn() {
-    if (--left_ == 0) give_up();
+    uint32_t now;
+    asm volatile("mov.u32 %0, %clock;" : "=r"(now));
+    // Not before the loop, from where ptxas moved it into the loop (CUDA 13.0), and every wait was too long.
+    if (start_ == 0) start_ = now;
+    if (limited_ && now - start_ > kLimit) give_up();
   }
 
  private:
-  static constexpr uint32_t kMostPolls = 1 << 20;
-  uint32_t left_;  // from 0 it wraps around
+  static constexpr uint32_t kLimit = 1500000000;  // cycles
+  const bool limited_;
+  uint32_t start_ = 0;
 };
 
 // ---- clusters: blocks that write into each other's shared memory (sm_90) ----
@@ -220,13 +223,11 @@ CNNLSTM_DEVICE void wait_phase(uint64_t* barrier, int parity) {
   Watch watch(true);
   while (true) {
     uint32_t done;
-    constexpr uint32_t kPoll = 1000;  // nanoseconds that the thread may sleep
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2, "
-        "%3;\nselp.u32 "
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 "
         "%0, 1, 0, p;\n}"
         : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity), "r"(kPoll)
+        : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
     if (done) return;
     watch.turn();
