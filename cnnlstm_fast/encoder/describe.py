@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .deferred import Deferred
 from .engines import ENGINES
 from .prepare import outcomes
 from .record import Candidate, Record, RegionRecord
-from .runner import RUNNER, Runner
+from .runner import RUNNER
 
 HINT = (
     "around the LSTMs: as PyTorch runs it; optimize(model, example_inputs) measures whether an engine runs the "
     "convolutions, linear layers and the like faster, and uses it"
 )
+DEFERRED = "will be captured at the first call (in eval mode, without gradient and hooks)"
 
 
 def describe(model: nn.Module) -> Iterator[str]:
@@ -25,8 +27,11 @@ def describe(model: nn.Module) -> Iterator[str]:
         yield HINT
     for name, module in tried:
         where = name or "(the model itself)"
-        runner: Runner | None = module.__dict__.get(RUNNER)
+        runner = module.__dict__.get(RUNNER)
         outcome = outcomes.get(module)
+        if isinstance(runner, Deferred):
+            yield f"{where}: {DEFERRED}"
+            continue
         if runner is not None:
             yield f"{where}: captured; {_times(runner.record)}"
             yield from _regions(runner.record)
