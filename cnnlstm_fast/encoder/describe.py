@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from .deferred import Deferred
+from .dynamo import compiled
 from .engines import ENGINES
 from .prepare import outcomes
 from .record import Candidate, Record, RegionRecord
@@ -22,11 +23,12 @@ DEFERRED = "will be captured at the first call (in eval mode, without gradient a
 def describe(model: nn.Module) -> Iterator[str]:
     """For each module that was captured: its regions, the engine of each, the times of all that were tried, or why not;
     for each other one that was tried: why it was not captured."""
-    tried = [(name, m) for name, m in model.named_modules() if m in outcomes or RUNNER in m.__dict__]
+    named = [(name or "(the model itself)", m) for name, m in model.named_modules()]
+    named += [("a graph of torch.compile", m) for m in compiled(model)]
+    tried = [(where, m) for where, m in named if m in outcomes or RUNNER in m.__dict__]
     if not tried:
         yield HINT
-    for name, module in tried:
-        where = name or "(the model itself)"
+    for where, module in tried:
         runner = module.__dict__.get(RUNNER)
         outcome = outcomes.get(module)
         if isinstance(runner, Deferred):
