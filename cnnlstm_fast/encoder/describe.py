@@ -6,27 +6,34 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .deferred import Deferred
+from .dynamo import compiled
 from .engines import ENGINES
 from .prepare import outcomes
 from .record import Candidate, Record, RegionRecord
-from .runner import RUNNER, Runner
+from .runner import RUNNER
 
 HINT = (
     "around the LSTMs: as PyTorch runs it; optimize(model, example_inputs) measures whether an engine runs the "
     "convolutions, linear layers and the like faster, and uses it"
 )
+DEFERRED = "will be captured at the first call (in eval mode, without gradient and hooks)"
 
 
 def describe(model: nn.Module) -> Iterator[str]:
     """For each module that was captured: its regions, the engine of each, the times of all that were tried, or why not;
     for each other one that was tried: why it was not captured."""
-    tried = [(name, m) for name, m in model.named_modules() if m in outcomes or RUNNER in m.__dict__]
+    named = [(name or "(the model itself)", m) for name, m in model.named_modules()]
+    named += [("a graph of torch.compile", m) for m in compiled(model)]
+    tried = [(where, m) for where, m in named if m in outcomes or RUNNER in m.__dict__]
     if not tried:
         yield HINT
-    for name, module in tried:
-        where = name or "(the model itself)"
-        runner: Runner | None = module.__dict__.get(RUNNER)
+    for where, module in tried:
+        runner = module.__dict__.get(RUNNER)
         outcome = outcomes.get(module)
+        if isinstance(runner, Deferred):
+            yield f"{where}: {DEFERRED}"
+            continue
         if runner is not None:
             yield f"{where}: captured; {_times(runner.record)}"
             yield from _regions(runner.record)

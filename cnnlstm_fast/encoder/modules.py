@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..recurrent.class_swap import FastClass, swap_class
-from .runner import EAGER, RUNNER, Runner
+from .runner import EAGER, RUNNER
 
 
 class RunnerClass(FastClass):
@@ -52,8 +53,9 @@ def has_runner(module: Any) -> bool:
     return issubclass(type(module), RunnerClass)
 
 
-def install(module: nn.Module, runner: Runner) -> None:
-    """Lets the runner run the module's calls. Its guard must be made afterwards, since the class changes."""
+def install(module: nn.Module, runner: Callable[..., Any]) -> None:
+    """Lets the runner (or a ``Deferred``) run the module's calls. Its guard must be made afterwards, since the class
+    changes."""
     if not has_runner(module):
         swap_class(module, runner_class(type(module)))
     module.__dict__[RUNNER] = runner

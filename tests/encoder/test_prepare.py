@@ -231,7 +231,6 @@ def test_an_engine_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     "arguments, message",
     [
         (dict(encoder="fastest"), r"encoder: expected 'auto' or one of eager, .*got 'fastest'"),
-        (dict(encoder="onednn"), r"encoder: 'onednn' needs example_inputs"),
         (dict(precision="int4"), r"precision: expected None or 'bf16', got 'int4'"),
         (dict(precision="bf16"), r"precision: 'bf16' needs example_inputs"),
     ],
