@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -11,8 +12,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .encoder.describe import describe
 from .encoder.engines import ENGINES
+from .encoder.fold import fold_loops
 from .encoder.modules import uninstall
-from .encoder.prepare import BUDGET, prepare
+from .encoder.prepare import BUDGET, How, prepare
 from .encoder.progress import progress_bar
 from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
@@ -75,7 +77,9 @@ def optimize(
         for module in model.modules():
             uninstall(module)
         with progress_bar() as progress:
-            prepare(model, as_arguments(example_inputs), {}, encoder, precision, budget, progress)
+            how = How(encoder, precision, time.monotonic() + budget, progress)
+            prepare(model, as_arguments(example_inputs), {}, how)
+            fold_loops(model, as_arguments(example_inputs), {}, how)
     return model
 
 

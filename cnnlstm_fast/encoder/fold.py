@@ -1,0 +1,224 @@
+"""fold_loops(model, args): a module that a loop calls for each frame runs on many frames at once, where the example shows
+that their results do not depend on each other, and that the whole model is faster."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .. import _native
+from ..timing import interleave
+from . import cache, frames
+from .agreement import agree
+from .capture import CannotCaptureError, flatten
+from .choose import MEASURE_SECONDS, MIN_ROUNDS
+from .describe import ms
+from .fingerprint import fingerprint, structure
+from .frame_runner import FrameRunner
+from .frames import Loop
+from .modules import install, uninstall
+from .observe import Call, eval_mode, observe, restored
+from .plan import Plan
+from .prepare import How, Outcome, install_checked, measure, outcomes, prepare_children
+from .runner import RUNNER, original_forward
+
+Calls = dict[nn.Module, list[Call]]
+
+
+def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> None:
+    """Tries it with every module that the example's call of the prepared model has in a loop; ``explain`` shows the times.
+
+    A module around the loop that was captured, with the example's number of frames, is left, and its children are
+    prepared instead. All of it is taken back where it gains nothing.
+    """
+    if how.encoder == "eager" or not _native.available:
+        return
+    call = tuple(a.clone() if type(a) is Tensor else a for a in args), kwargs  # whole tensors, not the user's
+    with eval_mode(model), torch.no_grad():
+        prepared = _State(model)
+        for module in model.modules():
+            uninstall(module)
+        calls = observe(model, *call)
+        prepared.restore()
+        for module, around in _repeated(model, calls):
+            before = _State(model)
+            try:
+                _fold(model, call, module, around, calls, how)
+            except CannotCaptureError as error:
+                before.restore()
+                outcomes[around or module].notes.append(
+                    f"{_name(model, module)} is called {len(calls[module])} times, one by one: {error}"
+                )
+
+
+class _State:
+    """Which modules have a runner and what ``explain`` says of them, to return to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = {m: (m.__dict__.get(RUNNER), outcomes.get(m)) for m in model.modules()}
+
+    def restore(self) -> None:
+        for module, (runner, outcome) in self._modules.items():
+            if runner is None:
+                uninstall(module)
+            else:
+                install(module, runner)
+            outcomes.pop(module, None)
+            if outcome is not None:
+                outcomes[module] = outcome
+
+
+def _repeated(model: nn.Module, calls: Calls) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """The captured modules, or outermost ones of a captured module, that are called several times; each with the captured
+    module around it, if any."""
+    pending: list[tuple[nn.Module, nn.Module | None]] = [(model, None)]
+    while pending:
+        module, around = pending.pop(0)
+        captured = module in outcomes and outcomes[module].record is not None
+        recurrent = isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+        if recurrent or next(module.parameters(), None) is None:
+            continue
+        if (captured or around is not None) and len(calls.get(module, ())) > 1:
+            yield module, around
+        else:
+            inner = module if captured else around
+            pending[:0] = [(child, inner) for child in module.children()]
+
+
+def _name(model: nn.Module, module: nn.Module) -> str:
+    return next(name for name, m in model.named_modules() if m is module)
+
+
+def _fold(
+    model: nn.Module, call: Call, module: nn.Module, around: nn.Module | None, calls: Calls, how: How
+) -> None:
+    """Installs a runner of many frames.
+
+    Raises:
+        CannotCaptureError: the module cannot run on many frames, or the model is not faster; the modules' runners may
+            have changed.
+    """
+    given, loop = _frames_of(calls[module])
+    if (problem := _dependent(module, given)) is not None:
+        raise CannotCaptureError(problem)
+    all_at_once = (torch.cat(given),)
+    leaves, tensors, _ = flatten(all_at_once, {})
+    key = fingerprint(
+        module, leaves, tensors, how.encoder, how.precision, sorted(asdict(loop).items()), structure(model)
+    )
+    before = _State(model)
+    stored = cache.load(key)
+    runner = None
+    if stored is not None and stored[1].loop is not None:
+        if not stored[1].gains:
+            raise CannotCaptureError(_slower(stored[1].loop))
+        runner = FrameRunner(*stored, structure(module))
+        if install_checked(module, runner, None, all_at_once, {}) is not None:
+            runner = None  # an engine fails now: measured again
+    if runner is None:
+        if time.monotonic() > how.deadline:
+            raise CannotCaptureError("there was nothing left of `budget` to try all at once")
+        uninstall(module)
+        plan, chosen = measure(module, all_at_once, {}, how)
+        if (problem := _mixed(plan)) is not None:
+            raise CannotCaptureError(problem)
+        chosen.record.loop = loop
+        runner = FrameRunner(plan, chosen.record, structure(module))
+        problem = install_checked(module, runner, chosen.runs, all_at_once, {})
+        if problem is not None:
+            raise CannotCaptureError(problem)
+    outcomes[module] = Outcome(runner.record)
+    if around is not None:
+        uninstall(around)
+        outcomes[around] = Outcome(reason=f"{_name(model, module)}, which it calls in a loop, runs at once")
+        prepare_children(around, *calls[around][0], how)
+    if loop is runner.record.loop:
+        _measure(model, call, before, loop, how)
+        unstored = cache.store(key, runner.plan, runner.record)
+        outcomes[module].notes += [unstored] if unstored else []
+        if not runner.folds:
+            raise CannotCaptureError(runner.notes[-1])
+        if not loop.gains:
+            raise CannotCaptureError(_slower(loop))
+
+
+def _slower(loop: Loop) -> str:
+    assert loop.looped is not None and loop.folded is not None
+    return f"all at once the model would take {ms(loop.folded)} instead of {ms(loop.looped)}"
+
+
+def _frames_of(calls: Sequence[Call]) -> tuple[list[Tensor], Loop]:
+    """The frames of the loop's first run."""
+    given = [args[0] for args, kwargs in calls if len(args) == 1 and not kwargs and type(args[0]) is Tensor]
+    loop = frames.find(given) if len(given) == len(calls) else None
+    if loop is None or not given[0].is_floating_point():
+        raise CannotCaptureError("not for all frames of one tensor in order")
+    return given[: loop.calls], loop
+
+
+def _dependent(module: nn.Module, given: Sequence[Tensor]) -> str | None:
+    """None, or why the results for several frames at once are not those of each: found by the frames, and by random ones."""
+    with restored(module):
+        for k, inputs in enumerate((given, [torch.randn_like(frame) for frame in given])):
+            one_by_one = [_tensors(module, frame) for frame in inputs]
+            at_once = _tensors(module, torch.cat(list(inputs)))
+            if any(t.dim() == 0 for t in at_once) or not agree(
+                at_once, [torch.cat(parts) for parts in zip(*one_by_one, strict=True)], None
+            ):
+                return f"the results for {'random ' if k else ''}frames depend on each other"
+            memory = [t.untyped_storage().data_ptr() for t in (inputs[0], *one_by_one[0])]
+            if len(set(memory)) < len(memory):
+                return "a result shares memory with its argument or another result"
+    return None
+
+
+def _tensors(module: nn.Module, frame: Tensor) -> list[Tensor]:
+    leaves = pytree.tree_leaves(original_forward(module, (frame,), {}))
+    return [v for v in leaves if isinstance(v, Tensor)]
+
+
+def _mixed(plan: Plan) -> str | None:
+    """None, or why its graph may compute something of several rows together, such as their maximum, which changes results for
+    some numbers only: every tensor in it must have the rows among its dimensions."""
+    rows = next(node for node in plan.top.nodes if node.op == "placeholder").meta["spec"].shape[0]
+    if isinstance(rows, int):
+        return f"it was captured for {rows} rows alone"
+    name = re.compile(rf"\b{re.escape(rows)}\b")
+    for graph in (plan.top, *plan.regions):
+        of_rows: set[fx.Node] = set()
+        for node in graph.nodes:
+            spec = node.meta.get("spec")
+            has_rows = spec is not None and any(name.search(str(size)) for size in spec.shape)
+            if has_rows or of_rows.intersection(node.all_input_nodes):
+                of_rows.add(node)
+            if node in of_rows and spec is not None and not has_rows:
+                return f"{node.target} may compute something of all frames together"
+    return None
+
+
+def _measure(model: nn.Module, call: Call, before: _State, loop: Loop, how: How) -> None:
+    """Times the model's call, in turns with what it was before."""
+    how.progress("measuring loops over frames")
+    states = {"before": before, "folded": _State(model)}
+
+    def run() -> None:
+        model(*call[0], **call[1])
+
+    def turn(name: str) -> None:
+        states[name].restore()
+        run()  # not timed: the other one has left its weights in the caches
+
+    with restored(model):
+        times = interleave(
+            dict.fromkeys(states, run), MEASURE_SECONDS / 2, min_rounds=MIN_ROUNDS, before=turn
+        )
+    states["folded"].restore()
+    loop.looped, loop.folded = (statistics.median(times[name]) for name in states)
