@@ -55,7 +55,7 @@ def _loop(record: Record) -> Iterator[str]:
     loop = record.loop
     if loop is not None and loop.looped is not None and loop.folded is not None:
         yield (
-            f"  frames:   the loop's {loop.calls} calls run as one, of at most {loop.rows} rows: the model's call takes "
+            f"  frames:   {loop.calls} calls run as one, at most {loop.rows} rows at once: the model's call takes "
             f"{ms(loop.folded)} instead of {ms(loop.looped)}"
         )
 

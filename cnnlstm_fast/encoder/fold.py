@@ -1,5 +1,5 @@
-"""fold_loops(model, args): a module that a loop calls for each frame runs on many frames at once, where the example shows
-that their results do not depend on each other, and that the whole model is faster."""
+"""fold_loops(model, args): a module that a loop calls for each frame runs on many frames at once, where the example
+shows that their results do not depend on each other, and that the whole model is faster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from .. import _native
 from ..timing import interleave
 from . import cache, frames
 from .agreement import agree
-from .capture import CannotCaptureError, flatten
+from .capture import TENSOR, CannotCaptureError
 from .choose import MEASURE_SECONDS, MIN_ROUNDS
 from .describe import ms
 from .fingerprint import fingerprint, structure
@@ -34,7 +33,7 @@ Calls = dict[nn.Module, list[Call]]
 
 
 def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> None:
-    """Tries it with every module that the example's call of the prepared model has in a loop; ``explain`` shows the times.
+    """Tries it with every module that the prepared model calls several times; ``explain`` shows the times.
 
     A module around the loop that was captured, with the example's number of frames, is left, and its children are
     prepared instead. All of it is taken back where it gains nothing.
@@ -45,7 +44,7 @@ def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     with eval_mode(model), torch.no_grad():
         prepared = _State(model)
         for module in model.modules():
-            uninstall(module)
+            uninstall(module)  # an engine would call nothing inside
         calls = observe(model, *call)
         prepared.restore()
         for module, around in _repeated(model, calls):
@@ -77,8 +76,8 @@ class _State:
 
 
 def _repeated(model: nn.Module, calls: Calls) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """The captured modules, or outermost ones of a captured module, that are called several times; each with the captured
-    module around it, if any."""
+    """Modules that are called several times: captured ones, and the outermost inside of captured ones; each with the
+    captured module around it, if any."""
     pending: list[tuple[nn.Module, nn.Module | None]] = [(model, None)]
     while pending:
         module, around = pending.pop(0)
@@ -89,7 +88,7 @@ def _repeated(model: nn.Module, calls: Calls) -> Iterator[tuple[nn.Module, nn.Mo
         if (captured or around is not None) and len(calls.get(module, ())) > 1:
             yield module, around
         else:
-            inner = module if captured else around
+            inner = around or (module if captured else None)
             pending[:0] = [(child, inner) for child in module.children()]
 
 
@@ -100,59 +99,66 @@ def _name(model: nn.Module, module: nn.Module) -> str:
 def _fold(
     model: nn.Module, call: Call, module: nn.Module, around: nn.Module | None, calls: Calls, how: How
 ) -> None:
-    """Installs a runner of many frames.
+    """Gives the module a runner of many frames.
 
     Raises:
-        CannotCaptureError: the module cannot run on many frames, or the model is not faster; the modules' runners may
-            have changed.
+        CannotCaptureError: it cannot run on many frames, or the model is not faster; runners may have changed.
     """
     given, loop = _frames_of(calls[module])
     if (problem := _dependent(module, given)) is not None:
         raise CannotCaptureError(problem)
-    all_at_once = (torch.cat(given),)
-    leaves, tensors, _ = flatten(all_at_once, {})
-    key = fingerprint(
-        module, leaves, tensors, how.encoder, how.precision, sorted(asdict(loop).items()), structure(model)
-    )
     before = _State(model)
-    stored = cache.load(key)
-    runner = None
-    if stored is not None and stored[1].loop is not None:
-        if not stored[1].gains:
-            raise CannotCaptureError(_slower(stored[1].loop))
-        runner = FrameRunner(*stored, structure(module))
-        if install_checked(module, runner, None, all_at_once, {}) is not None:
-            runner = None  # an engine fails now: measured again
-    if runner is None:
-        if time.monotonic() > how.deadline:
-            raise CannotCaptureError("there was nothing left of `budget` to try all at once")
-        uninstall(module)
-        plan, chosen = measure(module, all_at_once, {}, how)
-        if (problem := _mixed(plan)) is not None:
-            raise CannotCaptureError(problem)
-        chosen.record.loop = loop
-        runner = FrameRunner(plan, chosen.record, structure(module))
-        problem = install_checked(module, runner, chosen.runs, all_at_once, {})
-        if problem is not None:
-            raise CannotCaptureError(problem)
+    at_once = torch.cat(given)
+    key = fingerprint(module, (TENSOR,), (at_once,), how.encoder, how.precision, loop, structure(model))
+    stored = _stored(key, module, at_once)
+    runner = stored or _measured(module, at_once, loop, how)
     outcomes[module] = Outcome(runner.record)
     if around is not None:
         uninstall(around)
-        outcomes[around] = Outcome(reason=f"{_name(model, module)}, which it calls in a loop, runs at once")
+        outcomes[around] = Outcome(
+            reason=f"it calls {_name(model, module)} in a loop, whose calls run as one"
+        )
         prepare_children(around, *calls[around][0], how)
-    if loop is runner.record.loop:
-        _measure(model, call, before, loop, how)
+    if stored is None:
+        how.progress("measuring a loop")
+        loop.looped, loop.folded = _times(model, call, before, _State(model))
         unstored = cache.store(key, runner.plan, runner.record)
         outcomes[module].notes += [unstored] if unstored else []
         if not runner.folds:
             raise CannotCaptureError(runner.notes[-1])
-        if not loop.gains:
-            raise CannotCaptureError(_slower(loop))
+        _check_gain(loop)
 
 
-def _slower(loop: Loop) -> str:
-    assert loop.looped is not None and loop.folded is not None
-    return f"all at once the model would take {ms(loop.folded)} instead of {ms(loop.looped)}"
+def _check_gain(loop: Loop) -> None:
+    if not loop.gains:
+        assert loop.looped is not None and loop.folded is not None
+        raise CannotCaptureError(
+            f"all at once the model would take {ms(loop.folded)} instead of {ms(loop.looped)}"
+        )
+
+
+def _stored(key: str, module: nn.Module, at_once: Tensor) -> FrameRunner | None:
+    """A runner of an earlier process, in its place."""
+    stored = cache.load(key)
+    if stored is None or stored[1].loop is None:
+        return None
+    _check_gain(stored[1].loop)
+    runner = FrameRunner(*stored, structure(module))
+    return runner if install_checked(module, runner, None, (at_once,), {}) is None else None
+
+
+def _measured(module: nn.Module, at_once: Tensor, loop: Loop, how: How) -> FrameRunner:
+    """A runner with the engines that are fastest for all frames, in its place."""
+    if time.monotonic() > how.deadline:
+        raise CannotCaptureError("nothing was left of `budget` to try it at once")
+    uninstall(module)
+    plan, chosen = measure(module, (at_once,), {}, how)
+    chosen.record.loop = loop
+    runner = FrameRunner(plan, chosen.record, structure(module))
+    problem = _mixed(plan) or install_checked(module, runner, chosen.runs, (at_once,), {})
+    if problem is not None:
+        raise CannotCaptureError(problem)
+    return runner
 
 
 def _frames_of(calls: Sequence[Call]) -> tuple[list[Tensor], Loop]:
@@ -165,7 +171,7 @@ def _frames_of(calls: Sequence[Call]) -> tuple[list[Tensor], Loop]:
 
 
 def _dependent(module: nn.Module, given: Sequence[Tensor]) -> str | None:
-    """None, or why the results for several frames at once are not those of each: found by the frames, and by random ones."""
+    """None, or why the results for several frames at once are not those of each; by the frames, and by random ones."""
     with restored(module):
         for k, inputs in enumerate((given, [torch.randn_like(frame) for frame in given])):
             one_by_one = [_tensors(module, frame) for frame in inputs]
@@ -186,8 +192,8 @@ def _tensors(module: nn.Module, frame: Tensor) -> list[Tensor]:
 
 
 def _mixed(plan: Plan) -> str | None:
-    """None, or why its graph may compute something of several rows together, such as their maximum, which changes results for
-    some numbers only: every tensor in it must have the rows among its dimensions."""
+    """None, or why its graph may compute something of several rows together, such as their maximum, which changes
+    results for some numbers only: every tensor in it must have the rows among its dimensions."""
     rows = next(node for node in plan.top.nodes if node.op == "placeholder").meta["spec"].shape[0]
     if isinstance(rows, int):
         return f"it was captured for {rows} rows alone"
@@ -204,21 +210,20 @@ def _mixed(plan: Plan) -> str | None:
     return None
 
 
-def _measure(model: nn.Module, call: Call, before: _State, loop: Loop, how: How) -> None:
-    """Times the model's call, in turns with what it was before."""
-    how.progress("measuring loops over frames")
-    states = {"before": before, "folded": _State(model)}
+def _times(model: nn.Module, call: Call, before: _State, folded: _State) -> tuple[float, float]:
+    """Seconds of the model's call in both states, of which the second one stays."""
+    states = {"before": before, "folded": folded}
 
     def run() -> None:
         model(*call[0], **call[1])
 
     def turn(name: str) -> None:
         states[name].restore()
-        run()  # not timed: the other one has left its weights in the caches
+        run()  # not timed: the other state has left its weights in the caches
 
     with restored(model):
         times = interleave(
             dict.fromkeys(states, run), MEASURE_SECONDS / 2, min_rounds=MIN_ROUNDS, before=turn
         )
-    states["folded"].restore()
-    loop.looped, loop.folded = (statistics.median(times[name]) for name in states)
+    folded.restore()
+    return statistics.median(times["before"]), statistics.median(times["folded"])

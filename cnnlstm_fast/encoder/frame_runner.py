@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import guard as guards
 from .agreement import first_line
@@ -58,9 +58,9 @@ class FrameRunner(Runner):
     keeps their results until they are asked for.
 
     A result is handed out only for a frame of the same contents, in the thread that asked for the first one, while the
-    guard finds the module unchanged. Of each thread at most one loop's results are kept: until all are handed out, another
-    frame than the next one is asked for, or the tensor is freed. At most as many rows run in one call as in the example's, so
-    that this needs no more memory. Whatever else the module is called with runs as by any runner.
+    guard finds the module unchanged. Each thread keeps the results of one loop at most: until all are handed out,
+    another frame than the next one is asked for, or the frames' memory is freed. No more rows run in one call than in
+    the example's, so that it needs no more memory. Whatever else the module is called with runs as by any runner.
     """
 
     def __init__(self, plan: Plan, record: Record, structure: str) -> None:
@@ -79,27 +79,27 @@ class FrameRunner(Runner):
         """The module's result as tensors, or None where the frame is to be run alone."""
         kept = self._kept()
         bound = self._settled(module, frame)
-        whole = frame._base
-        if bound is None or whole is None:
+        if bound is None:
             kept.clear()
             return None
-        ahead: _Ahead | None = kept.get(whole)
+        memory = frame.untyped_storage()
+        ahead: _Ahead | None = kept.get(memory)
         if ahead is None or ahead.bound is not bound or not ahead.is_next(frame):
             kept.clear()
             ahead = self._look_ahead(module, bound, frame)
             if ahead is None:
                 return None
-            kept[whole] = ahead
+            kept[memory] = ahead
         found = ahead.take()
         if ahead.finished:
             kept.clear()
             self._local.unfinished = 0
         return found
 
-    def _kept(self) -> WeakTensorKeyDictionary:
-        """This thread's results, by the tensor of the frames."""
+    def _kept(self) -> WeakIdKeyDictionary:
+        """This thread's results, by the memory of the frames, with which they go."""
         if not hasattr(self._local, "kept"):
-            self._local.kept, self._local.unfinished = WeakTensorKeyDictionary(), 0
+            self._local.kept, self._local.unfinished = WeakIdKeyDictionary(), 0
         return self._local.kept
 
     def _settled(self, module: nn.Module, frame: Tensor) -> Any:
@@ -122,16 +122,18 @@ class FrameRunner(Runner):
         shape = torch.Size((n * frame.size(0), *frame.shape[1:]))
         if n < 2 or bound.shapes.get((shape,)) is False:
             return None
-        self._local.unfinished += 1
-        if self._local.unfinished > MOST_UNFINISHED:
-            return self._stop(f"{MOST_UNFINISHED} loops in a row ended before their last frame")
+        if self._local.unfinished == MOST_UNFINISHED:
+            self._stop(f"{MOST_UNFINISHED} loops in a row ended before their last frame")
+            return None
         frames = following[:n].clone(memory_format=torch.contiguous_format)
         try:
             result = super().__call__(module, (frames.flatten(0, 1),), {})
         except Exception as error:  # such as one of memory; the frame alone may run
-            return self._stop(f"{type(error).__name__}: {first_line(error)}")
+            self._stop(f"{type(error).__name__}: {first_line(error)}")
+            return None
         if result is EAGER:
             return None
+        self._local.unfinished += 1
         tensors = [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
         return _Ahead(bound, frames, [t.unflatten(0, (n, frame.size(0))) for t in tensors])
 

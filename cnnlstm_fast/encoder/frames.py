@@ -34,23 +34,43 @@ class Loop:
         return self.looped is None or self.folded is None or self.folded < BETTER * self.looped
 
     def from_here(self, frame: Tensor) -> Tensor | None:
-        """The frame and all that follow it in its tensor, as a view (n, \\*frame.shape); None if it is no frame."""
-        whole = frame._base
-        if (
-            whole is None
-            or whole.dtype != frame.dtype
-            or whole.dim() < -self.dimension
-            or frame.dim() == 0
-            or 0 in (frame.numel(), whole.stride(self.dimension))
-        ):
+        """The frame and all that follow it in its tensor, as a view (n, \\*frame.shape); None if it is no frame.
+
+        What follows may be something else where the tensor is itself a part of one, or in inference mode.
+        """
+        line = self._line(frame) if frame.dim() > 0 and frame.numel() > 0 else None
+        if line is None:
             return None
-        stride, size = whole.stride(self.dimension), whole.size(self.dimension)
-        first = (frame.storage_offset() - whole.storage_offset()) // stride % size
-        width = _extent(frame) // stride % size + 1
-        hop = self.hop or width
-        behind = whole.storage_offset() + _extent(whole) - frame.storage_offset() - _extent(frame)
-        count = min(max(size - first - width, 0) // hop, behind // (hop * stride)) + 1
-        return frame.as_strided((count, *frame.shape), (hop * stride, *frame.stride()))
+        begin, end, stride, size = line
+        extent, start = _extent(frame), frame.storage_offset() - begin
+        width = extent // stride % size + 1
+        step = (self.hop or width) * stride
+        to_come = max(size - start // stride % size - width, 0) * stride // step
+        count = min(to_come, (end - begin - start - extent) // step) + 1
+        return frame.as_strided((count, *frame.shape), (step, *frame.stride()))
+
+    def _line(self, frame: Tensor) -> tuple[int, int, int, int] | None:
+        """The tensor's first and last place in memory; stride and size of the dimension along which the frames lie."""
+        whole = frame._base
+        if whole is not None:
+            if (
+                whole.dtype != frame.dtype
+                or whole.dim() < -self.dimension
+                or whole.stride(self.dimension) == 0
+            ):
+                return None
+            begin = int(whole.storage_offset())
+            return begin, begin + _extent(whole), whole.stride(self.dimension), whole.size(self.dimension)
+        if not frame.is_inference() or self.hop is not None:
+            return None
+        # PyTorch does not say of which tensor it is a view: taken for a contiguous one with all of the memory
+        memory = frame.untyped_storage().nbytes() // frame.element_size()
+        block = 1
+        for size, stride in zip(reversed(frame.shape), reversed(frame.stride()), strict=True):
+            if stride != block:
+                return 0, memory - 1, block, max(stride // block, 1)
+            block *= size
+        return 0, memory - 1, block, max(memory // block, 1)
 
 
 BETTER = 0.97
@@ -71,7 +91,7 @@ def find(given: Sequence[Tensor]) -> Loop | None:
         return None
     whole = given[0]._base
     step = given[1].storage_offset() - given[0].storage_offset()
-    for dimension in sorted(range(-whole.dim(), 0), key=lambda d: -whole.stride(d)):
+    for dimension in sorted(range(-whole.dim(), 0), key=whole.stride, reverse=True):
         stride = whole.stride(dimension)
         if step <= 0 or stride == 0 or step % stride or step // stride >= whole.size(dimension):
             continue

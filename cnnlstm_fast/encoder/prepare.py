@@ -68,6 +68,8 @@ def prepare(
     if not _native.available:
         outcomes[model] = Outcome(reason=f"it needs the compiled part: {_native.reason}")
         return
+    for module in model.modules():
+        outcomes.pop(module, None)
     with eval_mode(model), torch.no_grad():
         done = _prepare_tree(model, args, kwargs, how)
     if how.encoder != "auto" and not done:
