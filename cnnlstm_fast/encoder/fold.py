@@ -76,16 +76,17 @@ class _State:
 
 
 def _repeated(model: nn.Module, calls: Calls) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """Modules that are called several times: captured ones, and the outermost inside of captured ones; each with the
-    captured module around it, if any."""
+    """Modules that are called several times: those that ``prepare`` has tried, and the outermost ones inside of a
+    captured one, which is the second item."""
     pending: list[tuple[nn.Module, nn.Module | None]] = [(model, None)]
     while pending:
         module, around = pending.pop(0)
-        captured = module in outcomes and outcomes[module].record is not None
+        tried = module in outcomes
+        captured = tried and outcomes[module].record is not None
         recurrent = isinstance(module, (nn.RNNBase, nn.RNNCellBase))
         if recurrent or next(module.parameters(), None) is None:
             continue
-        if (captured or around is not None) and len(calls.get(module, ())) > 1:
+        if (tried or around is not None) and len(calls.get(module, ())) > 1:
             yield module, around
         else:
             inner = around or (module if captured else None)
@@ -143,15 +144,23 @@ def _stored(key: str, module: nn.Module, at_once: Tensor) -> FrameRunner | None:
     if stored is None or stored[1].loop is None:
         return None
     _check_gain(stored[1].loop)
+    _clear(module)
     runner = FrameRunner(*stored, structure(module))
     return runner if install_checked(module, runner, None, (at_once,), {}) is None else None
+
+
+def _clear(module: nn.Module) -> None:
+    """The module as it was before ``prepare``."""
+    for part in module.modules():
+        uninstall(part)
+        outcomes.pop(part, None)
 
 
 def _measured(module: nn.Module, at_once: Tensor, loop: Loop, how: How) -> FrameRunner:
     """A runner with the engines that are fastest for all frames, in its place."""
     if time.monotonic() > how.deadline:
         raise CannotCaptureError("nothing was left of `budget` to try it at once")
-    uninstall(module)
+    _clear(module)
     plan, chosen = measure(module, (at_once,), {}, how)
     chosen.record.loop = loop
     runner = FrameRunner(plan, chosen.record, structure(module))
