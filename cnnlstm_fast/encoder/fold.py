@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from .. import _native
 from ..timing import interleave
 from . import cache, frames
-from .agreement import agree
+from .agreement import agree, first_line
 from .capture import TENSOR, CannotCaptureError
 from .choose import MEASURE_SECONDS, MIN_ROUNDS
 from .describe import ms
@@ -26,7 +26,7 @@ from .frames import Loop
 from .modules import install, uninstall
 from .observe import Call, eval_mode, observe, restored
 from .plan import Plan
-from .prepare import How, Outcome, install_checked, measure, outcomes, prepare_children
+from .prepare import How, Outcome, check_kind, install_checked, measure, outcomes, prepare_children
 from .runner import RUNNER, original_forward
 
 Calls = dict[nn.Module, list[Call]]
@@ -47,14 +47,18 @@ def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
             uninstall(module)  # an engine would call nothing inside
         calls = observe(model, *call)
         prepared.restore()
-        for module, around in _repeated(model, calls):
+        repeated = list(_repeated(model, calls))
+        calls = {
+            m: calls[m] for pair in repeated for m in pair if m is not None
+        }  # without what is in between
+        for module, around in repeated:
             before = _State(model)
             try:
                 _fold(model, call, module, around, calls, how)
-            except CannotCaptureError as error:
+            except (CannotCaptureError, RuntimeError) as error:  # such as a named engine's, for so many rows
                 before.restore()
                 outcomes[around or module].notes.append(
-                    f"{_name(model, module)} is called {len(calls[module])} times, one by one: {error}"
+                    f"{_name(model, module)} is called {len(calls[module])} times, one by one: {first_line(error)}"
                 )
 
 
@@ -106,6 +110,7 @@ def _fold(
         CannotCaptureError: it cannot run on many frames, or the model is not faster; runners may have changed.
     """
     given, loop = _frames_of(calls[module])
+    check_kind(module, given)
     if (problem := _dependent(module, given)) is not None:
         raise CannotCaptureError(problem)
     before = _State(model)
@@ -184,10 +189,12 @@ def _dependent(module: nn.Module, given: Sequence[Tensor]) -> str | None:
     with restored(module):
         for k, inputs in enumerate((given, [torch.randn_like(frame) for frame in given])):
             one_by_one = [_tensors(module, frame) for frame in inputs]
-            at_once = _tensors(module, torch.cat(list(inputs)))
-            if any(t.dim() == 0 for t in at_once) or not agree(
-                at_once, [torch.cat(parts) for parts in zip(*one_by_one, strict=True)], None
-            ):
+            try:
+                at_once = _tensors(module, torch.cat(list(inputs)))
+                joined = [torch.cat(parts) for parts in zip(*one_by_one, strict=True)]
+            except Exception as error:  # whatever the module raises for so many rows
+                return f"{type(error).__name__}: {first_line(error)}"
+            if not agree(at_once, joined, None):
                 return f"the results for {'random ' if k else ''}frames depend on each other"
             memory = [t.untyped_storage().data_ptr() for t in (inputs[0], *one_by_one[0])]
             if len(set(memory)) < len(memory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -114,12 +115,8 @@ def _try(module: nn.Module, call: Call, how: How) -> bool:
 
 
 def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> Outcome:
-    if isinstance(module, torch.jit.ScriptModule):
-        raise CannotCaptureError("it is a ScriptModule")
     leaves, tensors, _ = flatten(args, kwargs)
-    other = next((t.device.type for t in (*tensors, *module.parameters()) if t.device.type != "cpu"), None)
-    if other is not None:
-        raise CannotCaptureError(f"it is on {other}, for which there is no engine yet")
+    check_kind(module, tensors)
     key = fingerprint(module, leaves, tensors, how.encoder, how.precision)
     stored = cache.load(key)
     if stored is not None:
@@ -135,6 +132,15 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if problem is not None:
         raise CannotCaptureError(problem)
     return Outcome(runner.record, notes=[unstored] if unstored else [])
+
+
+def check_kind(module: nn.Module, tensors: Iterable[Tensor]) -> None:
+    """Raises CannotCaptureError for what no engine runs."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CannotCaptureError("it is a ScriptModule")
+    other = next((t.device.type for t in (*tensors, *module.parameters()) if t.device.type != "cpu"), None)
+    if other is not None:
+        raise CannotCaptureError(f"it is on {other}, for which there is no engine yet")
 
 
 def measure(

@@ -685,6 +685,10 @@ class Joint(nn.Module):
             return found - found.mean(0)
         if self.how == "a maximum above 100":
             return found / x.abs().max().clamp(min=100.0)
+        if self.how == "no more than 7 rows" and x.size(0) > 7:
+            raise ValueError("too many rows")
+        if self.how == "one number":
+            return found.sum()
         if self.how == "softmax":
             return found.softmax(0)
         if self.how == "returns its argument":
@@ -698,6 +702,8 @@ class Joint(nn.Module):
     "how, reason",
     [
         ("mean", "the results for frames depend on each other"),
+        ("no more than 7 rows", "ValueError: too many rows"),
+        ("one number", "zero-dimensional tensor"),
         ("softmax", "the results for frames depend on each other"),
         ("a maximum above 100", "max.default may compute something of all frames together"),
         ("returns its argument", "a result shares memory with its argument or another result"),
@@ -707,7 +713,7 @@ class Joint(nn.Module):
 def test_what_must_not_run_at_once(how: str, reason: str) -> None:
     def loop(cnn: nn.Module, x: Tensor) -> list[Tensor]:
         found = [cnn(x[:, t]) for t in range(x.size(1))]
-        return [f[0] if isinstance(f, tuple) else f for f in found]
+        return [(f[0] if isinstance(f, tuple) else f).expand(x.size(0), 144) for f in found]
 
     model, fast = pair(loop, Joint(how))
     assert not folded(fast) and reason in explain(fast)
