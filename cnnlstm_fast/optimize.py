@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -11,9 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .encoder.deferred import defer
 from .encoder.describe import describe
+from .encoder.fold import fold_loops
 from .encoder.modules import uninstall
 from .encoder.options import check_options
-from .encoder.prepare import BUDGET, prepare
+from .encoder.prepare import BUDGET, How, prepare
 from .encoder.progress import progress_bar
 from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
@@ -84,7 +86,9 @@ def optimize(
         defer(model, encoder, precision, budget)
         return model
     with progress_bar() as progress:
-        prepare(model, as_arguments(example_inputs), {}, encoder, precision, budget, progress)
+        how = How(encoder, precision, time.monotonic() + budget, progress)
+        prepare(model, as_arguments(example_inputs), {}, how)
+        fold_loops(model, as_arguments(example_inputs), {}, how)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from ..recurrent.class_swap import is_fast
 from . import guard as guards
 from .agreement import first_line
 from .capture import flatten, has_hooks
+from .fold import fold_loops
 from .modules import install, uninstall
-from .prepare import Outcome, outcomes, prepare
+from .prepare import How, Outcome, outcomes, prepare
 from .progress import progress_bar
 from .record import Record
 from .runner import EAGER, RUNNER, original_forward
@@ -57,7 +59,9 @@ class Deferred:
             with torch.inference_mode(False), torch.no_grad(), progress_bar() as progress:
                 # the module runs again and again here, and may edit what it is given
                 args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-                prepare(module, args, kwargs, self.encoder, self.precision, self.budget, progress)
+                how = How(self.encoder, self.precision, time.monotonic() + self.budget, progress)
+                prepare(module, args, kwargs, how)
+                fold_loops(module, args, kwargs, how)
         except Exception as error:
             outcomes[module] = Outcome(reason=first_line(error))
             warnings.warn(f"cnnlstm_fast: {first_line(error)} The model runs as before.", stacklevel=5)

@@ -10,7 +10,7 @@ from .deferred import Deferred
 from .dynamo import compiled
 from .engines import ENGINES
 from .prepare import outcomes
-from .record import Candidate, Record, RegionRecord
+from .record import Candidate, Record, RegionRecord, ms
 from .runner import RUNNER
 
 HINT = (
@@ -37,6 +37,7 @@ def describe(model: nn.Module) -> Iterator[str]:
         if runner is not None:
             yield f"{where}: captured; {_times(runner.record)}"
             yield from _regions(runner.record)
+            yield from _loop(runner.record)
             yield from (f"  note:     {note}" for note in runner.notes)
         elif outcome is not None and outcome.record is not None:
             yield f"{where}: captured, but no engine is faster; {_times(outcome.record)}"
@@ -52,9 +53,18 @@ def _times(record: Record) -> str:
         return "named by the caller, not measured"
     source = ", measured by an earlier process" if record.cached else ""
     return (
-        f"{_ms(record.eager)} before, {_ms(record.fast)} by these engines, with {record.threads} thread"
+        f"{ms(record.eager)} before, {ms(record.fast)} by these engines, with {record.threads} thread"
         f"{'s' if record.threads != 1 else ''}{source}"
     )
+
+
+def _loop(record: Record) -> Iterator[str]:
+    loop = record.loop
+    if loop is not None and loop.looped is not None and loop.folded is not None:
+        yield (
+            f"  frames:   {loop.calls} calls run as one, at most {loop.rows} rows at once: the model's call takes "
+            f"{ms(loop.folded)} instead of {ms(loop.looped)}"
+        )
 
 
 def _regions(record: Record) -> Iterator[str]:
@@ -79,9 +89,5 @@ def _found(candidate: Candidate) -> str:
         if candidate.setup is not None and candidate.setup >= 0.05
         else ""
     )
-    time = "not measured" if candidate.seconds is None else _ms(candidate.seconds)
+    time = "not measured" if candidate.seconds is None else ms(candidate.seconds)
     return f"{time}{setup} ({ENGINES[candidate.engine].title})"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

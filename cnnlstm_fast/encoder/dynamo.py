@@ -131,7 +131,7 @@ def _size_of(value: Any, values: list[Any], static: list[bool]) -> tuple[int, in
 
 
 def _take_numbers(gm: fx.GraphModule) -> list[fx.Node]:
-    """Makes those inputs numbers that are tensors whose number alone is used, as Dynamo passes a float that may vary."""
+    """Makes those inputs numbers that are tensors of which the number alone is used: Dynamo passes floats so."""
     found = []
     for node in gm.graph.nodes:
         if node.op == "placeholder" and node.users and all(user.target == "item" for user in node.users):

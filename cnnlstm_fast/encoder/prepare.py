@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,11 +15,12 @@ from .. import _native
 from . import cache
 from .agreement import agree, first_line
 from .capture import CannotCaptureError, capture, flatten
-from .choose import Progress, choose
+from .choose import Chosen, Progress, choose
 from .engines import Run
 from .fingerprint import fingerprint, structure
 from .guard import CHANGED, Guard
 from .modules import install, uninstall
+from .observe import Call, eval_mode, observe, restored
 from .plan import Plan
 from .record import Record
 from .runner import EAGER, RUNNER, Runner, original_forward
@@ -39,6 +38,16 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class How:
+    """What ``optimize`` was asked for. ``deadline``: by ``time.monotonic``."""
+
+    encoder: str
+    precision: str | None
+    deadline: float
+    progress: Progress
+
+
 outcomes: WeakKeyDictionary[nn.Module, Outcome] = WeakKeyDictionary()
 """Of every module that ``prepare`` has tried, for ``explain``."""
 
@@ -47,10 +56,7 @@ def prepare(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    encoder: str,
-    precision: str | None,
-    budget: float,
-    progress: Progress,
+    how: How,
 ) -> None:
     """Prepares the model for calls in eval mode, from the example's call.
 
@@ -63,30 +69,23 @@ def prepare(
     if not _native.available:
         outcomes[model] = Outcome(reason=f"it needs the compiled part: {_native.reason}")
         return
-    how = _How(encoder, precision, time.monotonic() + budget, progress)
-    with _eval_mode(model), torch.no_grad():
+    for module in model.modules():
+        outcomes.pop(module, None)
+    with eval_mode(model), torch.no_grad():
         done = _prepare_tree(model, args, kwargs, how)
-    if encoder != "auto" and not done:
+    if how.encoder != "auto" and not done:
         raise RuntimeError(
-            f"encoder: {encoder!r} runs no part of this model: {outcomes[model].reason}; use 'auto'."
+            f"encoder: {how.encoder!r} runs no part of this model: {outcomes[model].reason}; use 'auto'."
         )
 
 
-@dataclass(frozen=True)
-class _How:
-    encoder: str
-    precision: str | None
-    deadline: float
-    progress: Progress
-
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _prepare_tree(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: _How) -> bool:
+def _prepare_tree(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> bool:
     """Prepares the model or, where it cannot be captured, the modules inside; returns whether any was."""
-    if _try(model, (args, kwargs), how):
-        return True
+    return _try(model, (args, kwargs), how) or prepare_children(model, args, kwargs, how)
+
+
+def prepare_children(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> bool:
+    """Prepares the modules inside, but those that have a runner, and what these are inside of."""
     calls: dict[nn.Module, list[Call]] | None = None
     done = False
     pending = list(model.children())
@@ -94,15 +93,18 @@ def _prepare_tree(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         module = pending.pop(0)
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or next(module.parameters(), None) is None:
             continue
-        calls = _observe(model, args, kwargs) if calls is None else calls
-        if module in calls and _try(module, calls[module][0], how):
+        if RUNNER in module.__dict__:
+            continue
+        calls = observe(model, args, kwargs) if calls is None else calls
+        whole = all(RUNNER not in part.__dict__ for part in module.modules())
+        if whole and module in calls and _try(module, calls[module][0], how):
             done = True
         else:
             pending[:0] = module.children()
     return done
 
 
-def _try(module: nn.Module, call: Call, how: _How) -> bool:
+def _try(module: nn.Module, call: Call, how: How) -> bool:
     """Prepares one module; if it cannot be captured, ``outcomes`` says why."""
     try:
         outcomes[module] = _prepare_one(module, *call, how)
@@ -112,34 +114,52 @@ def _try(module: nn.Module, call: Call, how: _How) -> bool:
     return True
 
 
-def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: _How) -> Outcome:
-    if isinstance(module, torch.jit.ScriptModule):
-        raise CannotCaptureError("it is a ScriptModule")
+def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> Outcome:
     leaves, tensors, _ = flatten(args, kwargs)
-    other = next((t.device.type for t in (*tensors, *module.parameters()) if t.device.type != "cpu"), None)
-    if other is not None:
-        raise CannotCaptureError(f"it is on {other}, for which there is no engine yet")
+    check_kind(module, tensors)
     key = fingerprint(module, leaves, tensors, how.encoder, how.precision)
     stored = cache.load(key)
     if stored is not None:
         runner = Runner(*stored, structure(module))
-        problem = _install(module, runner, None, args, kwargs)
+        problem = install_checked(module, runner, None, args, kwargs)
         if problem is None:
             return Outcome(runner.record)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
+    plan, chosen = measure(module, args, kwargs, how)
+    unstored = cache.store(key, plan, chosen.record)
+    runner = Runner(plan, chosen.record, structure(module))
+    problem = install_checked(module, runner, chosen.runs, args, kwargs)
+    if problem is not None:
+        raise CannotCaptureError(problem)
+    return Outcome(runner.record, notes=[unstored] if unstored else [])
+
+
+def check_kind(module: nn.Module, tensors: Iterable[Tensor]) -> None:
+    """Raises CannotCaptureError for what no engine runs."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CannotCaptureError("it is a ScriptModule")
+    other = next((t.device.type for t in (*tensors, *module.parameters()) if t.device.type != "cpu"), None)
+    if other is not None:
+        raise CannotCaptureError(f"it is on {other}, for which there is no engine yet")
+
+
+def measure(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How
+) -> tuple[Plan, Chosen]:
+    """Captures the module and measures the engines.
+
+    Raises:
+        CannotCaptureError: why it cannot be captured.
+    """
     how.progress("capturing")
-    with _restored(module):
+    with restored(module):
         _check_attributes(module, args, kwargs)
         plan = Plan.of(capture(module, args, kwargs, how.deadline))
         if not plan.regions:
             raise CannotCaptureError("nothing in it is worth an engine")
-        chosen = choose(plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress)
-    unstored = cache.store(key, plan, chosen.record)
-    runner = Runner(plan, chosen.record, structure(module))
-    problem = _install(module, runner, chosen.runs, args, kwargs)
-    if problem is not None:
-        raise CannotCaptureError(problem)
-    return Outcome(runner.record, notes=[unstored] if unstored else [])
+        return plan, choose(
+            plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress
+        )
 
 
 def _check_attributes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -149,7 +169,7 @@ def _check_attributes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         raise CannotCaptureError("its forward changes its own attributes")
 
 
-def _install(
+def install_checked(
     module: nn.Module,
     runner: Runner,
     runs: dict[int, Run] | None,
@@ -163,7 +183,7 @@ def _install(
     install(module, runner)
     try:
         runner.bind(module, runs)
-        with _restored(module):
+        with restored(module):
             found = runner(module, args, kwargs)
             expected = original_forward(module, args, kwargs)
         good = found is not EAGER and agree(_tensors(found), _tensors(expected), runner.record.precision)
@@ -177,54 +197,3 @@ def _install(
 
 def _tensors(result: Any) -> list[Tensor]:
     return [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
-
-
-def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[nn.Module, list[Call]]:
-    """Runs the model once and returns the calls of every module inside."""
-    calls: dict[nn.Module, list[Call]] = {}
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.setdefault(module, []).append((args, kwargs))
-
-    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in model.modules()]
-    try:
-        with _restored(model):
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Undoes what calls of the model change in it, and in PyTorch's generator of random numbers: the user has not made
-    these calls."""
-    attributes = {m: dict(m.__dict__) for m in model.modules()}
-    buffers = {t: (t._version, t.clone()) for t in model.buffers() if not t.is_inference()}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, before in attributes.items():
-            for key in module.__dict__.keys() - before.keys() - {RUNNER}:
-                del module.__dict__[key]
-            module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})
-        with torch.no_grad():
-            for tensor, (version, value) in buffers.items():
-                # a normalisation edits its statistics without counting that
-                if tensor._version != version or not torch.equal(tensor, value):
-                    tensor.copy_(value)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """All modules in eval mode, and afterwards as they were."""
-    training = [m for m in model.modules() if m.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .frames import Loop
+
 
 @dataclass
 class Candidate:
@@ -41,10 +43,14 @@ class Record:
     threads: int = 0
     cached: bool = False
     """Whether it was read from the disk."""
+    loop: Loop | None = None
+    """The loop over frames that runs as one call of the module; the sizes and times of the regions are of that call."""
 
     @property
     def gains(self) -> bool:
         """Whether the engines are used: they were measured to be faster, or are named by the user."""
+        if self.loop is not None:
+            return self.loop.gains
         if all(region.engine == "eager" for region in self.regions):
             return False
         return self.eager is None or self.fast is None or self.fast < self.eager
@@ -63,4 +69,10 @@ class Record:
             RegionRecord(**{**region, "candidates": [Candidate(**c) for c in region["candidates"]]})
             for region in data["regions"]
         ]
-        return Record(**{**data, "regions": regions})
+        loop = None if data.get("loop") is None else Loop(**data["loop"])
+        return Record(**{**data, "regions": regions, "loop": loop})
+
+
+def ms(seconds: float) -> str:
+    """A time as text."""
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

@@ -216,11 +216,14 @@ class Runner:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Of a copy or pickle the engines are built at its first calls."""
-        return restore_runner, (self.plan.to_json(), self.record.to_json(), self.structure, self.enabled)
+        data = self.plan.to_json(), self.record.to_json()
+        return restore_runner, (type(self), *data, self.structure, self.enabled)
 
 
-def restore_runner(plan: dict[str, Any], record: dict[str, Any], structure: str, enabled: bool) -> Runner:
-    runner = Runner(Plan.from_json(plan), Record.from_json(record), structure)
+def restore_runner(
+    cls: type[Runner], plan: dict[str, Any], record: dict[str, Any], structure: str, enabled: bool
+) -> Runner:
+    runner = cls(Plan.from_json(plan), Record.from_json(record), structure)
     runner.enabled = enabled
     return runner
 

@@ -1,10 +1,9 @@
-"""``torch.compile(model, backend="cnnlstm_fast")``: the engines for Dynamo's graphs, and everything else as in eager."""
+"""``torch.compile(model, backend="cnnlstm_fast")``: the engines for Dynamo's graphs, all else as in eager."""
 
 from __future__ import annotations
 
 import copy
 import os
-import shutil
 import subprocess
 import sys
 import tomllib

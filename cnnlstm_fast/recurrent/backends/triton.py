@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..canonical import LSTMSpec
 from . import measured
-from .base import Backend, MeasuredSpeed, Outputs
+from .base import Backend, MeasuredSpeed, Outputs, constant
 
 OLDEST = 8
 """Major compute capability: earlier GPUs have no bfloat16 and are not supported."""
@@ -35,7 +35,7 @@ def _supports(spec: LSTMSpec) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # nothing of it is for a compiler to trace
+@constant
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 

@@ -1,0 +1,65 @@
+"""Calls of a model that its user has not made: what they change in it is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .runner import RUNNER
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[nn.Module, list[Call]]:
+    """Runs the model once and returns the calls of every module inside."""
+    calls: dict[nn.Module, list[Call]] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.setdefault(module, []).append((args, kwargs))
+
+    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in model.modules()]
+    try:
+        with restored(model):
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Undoes what calls of the model change in it, and in PyTorch's generator of random numbers: the user has not made
+    these calls."""
+    attributes = {m: dict(m.__dict__) for m in model.modules()}
+    buffers = {t: (t._version, t.clone()) for t in model.buffers() if not t.is_inference()}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, before in attributes.items():
+            for key in module.__dict__.keys() - before.keys() - {RUNNER}:
+                del module.__dict__[key]
+            module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})
+        with torch.no_grad():
+            for tensor, (version, value) in buffers.items():
+                # a normalisation edits its statistics without counting that
+                if tensor._version != version or not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """All modules in eval mode, and afterwards as they were."""
+    training = [m for m in model.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
