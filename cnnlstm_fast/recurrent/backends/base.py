@@ -10,13 +10,12 @@ from torch import Tensor
 
 from ..canonical import LSTMSpec
 
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def constant(function: Function) -> Function:
-    """Has torch.compile call the function instead of tracing it: torch.compiler.assume_constant_result, which would import
-    Dynamo."""
+    """Has torch.compile call the function instead of tracing it: ``torch.compiler.assume_constant_result``, which would
+    import Dynamo."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
