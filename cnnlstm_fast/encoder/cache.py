@@ -1,29 +1,20 @@
 """Plans and choices on disk, so that the next process need neither capture nor measure.
 
-One JSON file for each fingerprint, written to a temporary file and renamed. It holds no code: a graph is a list of the
-names of operators. A file that is damaged or foreign is ignored with a warning, and replaced.
+One JSON file for each fingerprint. It holds no code: a graph is a list of the names of operators. A file that is
+damaged or foreign is ignored with a warning, and replaced.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
+from .files import folder, write
 from .plan import Plan
 from .record import Record
 
 FORMAT = 1
-
-
-def folder() -> Path:
-    """$XDG_CACHE_HOME/cnnlstm_fast/encoder, by default in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cnnlstm_fast" / "encoder"
 
 
 def load(key: str) -> tuple[Plan, Record] | None:
@@ -52,16 +43,5 @@ def load(key: str) -> tuple[Plan, Record] | None:
 def store(key: str, plan: Plan, record: Record) -> str | None:
     """Writes the file; returns None, or why it could not be written."""
     data: dict[str, Any] = {"format": FORMAT, "key": key, "plan": plan.to_json(), "record": record.to_json()}
-    temporary = None
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder(), suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            json.dump(data, file)
-        os.replace(temporary, folder() / f"{key}.json")
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        return f"the choice could not be stored in {folder()}: {error.strerror or error}"
-    return None
+    reason = write(f"{key}.json", json.dumps(data).encode())
+    return None if reason is None else f"the choice could not be stored in {folder()}: {reason}"

@@ -199,7 +199,8 @@ class Runner:
         with torch.inference_mode(False), torch.no_grad():
             guard = Guard(module, _IGNORED)
             tensors = self.plan.tensors_of(module)
-            options = Options(torch.get_num_threads(), self.record.precision)
+            # the choice has compared them at other sizes; the first call of each kind of sizes is compared, too
+            options = Options(torch.get_num_threads(), self.record.precision, known=True)
             made = dict(runs or {})
             for k, choice in enumerate(self.record.regions):
                 if k not in made:

@@ -50,7 +50,7 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
     if not holds(tuple(t.shape for t in example)):
         raise RuntimeError("the compiled code excludes the sizes of the example")
     run = _run(region, compiled, holds)
-    check(region, run, example, options.precision)
+    check(region, run, example, options)
     return run
 
 
