@@ -299,6 +299,41 @@ FAULTS = [
         "pass",
         "tests/encoder",
     ),
+    Fault(
+        "frames: an edited frame",
+        "cnnlstm_fast/encoder/frame_runner.py",
+        " and _same_bits(frame, wanted)",
+        "",
+        "tests/encoder/test_frames.py",
+    ),
+    Fault(
+        "frames: rows that depend on each other",
+        "cnnlstm_fast/encoder/fold.py",
+        "if not agree(at_once, joined, None):",
+        "if False:",
+        "tests/encoder/test_frames.py",
+    ),
+    Fault(
+        "dynamo: another set of weights",
+        "cnnlstm_fast/encoder/dynamo.py",
+        "self._owners.get(key) or",
+        "next(iter(self._owners.values()), None) or",
+        "tests/encoder/test_dynamo.py",
+    ),
+    Fault(
+        "deferred: hooks run twice",
+        "cnnlstm_fast/encoder/deferred.py",
+        "and not (module._forward_hooks or module._forward_pre_hooks or has_hooks(module))",
+        "",
+        "tests/encoder/test_deferred.py",
+    ),
+    Fault(
+        "onnx: a model of other weights",
+        "cnnlstm_fast/encoder/engines/onnx_model.py",
+        "for name, tensor in region.weights().items():\n        found",
+        "for name, tensor in ():\n        found",
+        "tests/encoder/test_engines.py",
+    ),
 ]
 
 
