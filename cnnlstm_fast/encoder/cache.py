@@ -11,13 +11,15 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .plan import Plan
 from .record import Record
 
 FORMAT = 1
+Stored = TypeVar("Stored")
 
 
 def folder() -> Path:
@@ -27,15 +29,33 @@ def folder() -> Path:
 
 
 def load(key: str) -> tuple[Plan, Record] | None:
-    """What was stored under the key, or None."""
+    """The plan and the choice that were stored under the key, or None."""
+    found = load_json(key, _plan_and_record)
+    if found is not None:
+        found[1].cached = True
+    return found
+
+
+def store(key: str, plan: Plan, record: Record) -> str | None:
+    """Writes the file; returns None, or why it could not be written."""
+    return store_json(key, {"plan": plan.to_json(), "record": record.to_json()})
+
+
+def _plan_and_record(data: dict[str, Any]) -> tuple[Plan, Record]:
+    plan, record = Plan.from_json(data["plan"]), Record.from_json(data["record"])
+    if len(plan.regions) != len(record.regions):
+        raise ValueError("its parts do not fit together")
+    return plan, record
+
+
+def load_json(key: str, parse: Callable[[dict[str, Any]], Stored]) -> Stored | None:
+    """What ``parse`` makes of the data that were stored under the key, or None; it may raise any exception."""
     path = folder() / f"{key}.json"
     try:
         data = json.loads(path.read_text())
-        if data["format"] != FORMAT or data["key"] != key:
+        if data.pop("format") != FORMAT or data.pop("key") != key:
             raise ValueError("it is of another version")
-        plan, record = Plan.from_json(data["plan"]), Record.from_json(data["record"])
-        if len(plan.regions) != len(record.regions):
-            raise ValueError("its parts do not fit together")
+        return parse(data)
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever a damaged file leads to
@@ -45,13 +65,11 @@ def load(key: str) -> tuple[Plan, Record] | None:
             stacklevel=4,
         )
         return None
-    record.cached = True
-    return plan, record
 
 
-def store(key: str, plan: Plan, record: Record) -> str | None:
+def store_json(key: str, data: dict[str, Any]) -> str | None:
     """Writes the file; returns None, or why it could not be written."""
-    data: dict[str, Any] = {"format": FORMAT, "key": key, "plan": plan.to_json(), "record": record.to_json()}
+    data = {"format": FORMAT, "key": key, **data}
     temporary = None
     try:
         folder().mkdir(parents=True, exist_ok=True)
