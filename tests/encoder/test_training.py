@@ -46,7 +46,7 @@ class Clips(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv2(self.dropout(torch.relu(self.norm(self.conv1(x)))))
-        x = (x.view(x.size(0), 6, -1) if self.view else x.flatten(2)).transpose(1, 2)
+        x = (x.view(x.size(0), -1).view(x.size(0), 6, -1) if self.view else x.flatten(2)).transpose(1, 2)
         return self.head(self.lstm(x)[0][:, -1])
 
 
