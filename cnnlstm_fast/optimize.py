@@ -17,6 +17,7 @@ from .encoder.modules import uninstall
 from .encoder.options import check_options
 from .encoder.prepare import BUDGET, How, prepare
 from .encoder.progress import progress_bar
+from .encoder.training import prepare_training
 from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
 from .recurrent.class_swap import is_fast, swap_class
@@ -48,6 +49,10 @@ def optimize(
     on disk, so that the next process takes less. Calls without gradient and in eval mode then run by the engines, for
     any batch size and length; all others, such as training or with hooks added since, run as before. Edits of weights
     are seen by the next call. ``explain`` shows what was measured.
+
+    A model in train() mode has its training step measured, too, in what is left of ``budget``: where other operators
+    of PyTorch (convolutions with channels last, linear layers by oneDNN) are faster forward and backward and right,
+    its calls in train() mode run by them, with the same random numbers, buffers and hooks.
 
     With a named ``encoder`` and no example, the model's first call in eval mode without gradient is the example: it
     runs as before, and then the engine is built. Earlier calls, such as training, run as before.
@@ -89,6 +94,7 @@ def optimize(
         how = How(encoder, precision, time.monotonic() + budget, progress)
         prepare(model, as_arguments(example_inputs), {}, how)
         fold_loops(model, as_arguments(example_inputs), {}, how)
+        prepare_training(model, as_arguments(example_inputs), {}, how)
     return model
 
 

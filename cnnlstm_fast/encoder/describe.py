@@ -11,7 +11,8 @@ from .dynamo import compiled
 from .engines import ENGINES
 from .prepare import outcomes
 from .record import Candidate, Record, RegionRecord, ms
-from .runner import RUNNER
+from .runner import RUNNER, TRAINER
+from .training import TRAINING_HINT, trainings
 
 HINT = (
     "around the LSTMs: as PyTorch runs it; optimize(model, example_inputs) measures whether an engine runs the "
@@ -46,16 +47,34 @@ def describe(model: nn.Module) -> Iterator[str]:
             yield f"{where}: not captured: {outcome.reason}"
         if outcome is not None:
             yield from (f"  note:     {note}" for note in outcome.notes)
+    yield from _training(model)
+
+
+def _training(model: nn.Module) -> Iterator[str]:
+    trainer = model.__dict__.get(TRAINER)
+    record = trainings.get(model) if trainer is None else trainer.record
+    if record is None:
+        yield TRAINING_HINT
+    elif isinstance(record, str):
+        yield f"training: as PyTorch runs it: {record}"
+    else:
+        yield f"training: a step{_source(record.threads, record.cached)}"
+        for candidate in record.candidates:
+            mark = "*" if candidate.engine == record.engine else " "
+            yield f"  {mark} {candidate.engine + ':':<22} {candidate.reason or ms(candidate.seconds or 0.0)}"
 
 
 def _times(record: Record) -> str:
     if record.eager is None or record.fast is None:
         return "named by the caller, not measured"
-    source = ", measured by an earlier process" if record.cached else ""
-    return (
-        f"{ms(record.eager)} before, {ms(record.fast)} by these engines, with {record.threads} thread"
-        f"{'s' if record.threads != 1 else ''}{source}"
-    )
+    source = _source(record.threads, record.cached)
+    return f"{ms(record.eager)} before, {ms(record.fast)} by these engines,{source}"
+
+
+def _source(threads: int, cached: bool) -> str:
+    """How times were measured."""
+    source = ", measured by an earlier process" if cached else ""
+    return f" with {threads} thread{'s' if threads != 1 else ''}{source}"
 
 
 def _loop(record: Record) -> Iterator[str]:

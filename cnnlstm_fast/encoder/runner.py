@@ -27,11 +27,13 @@ from .regions import build_region, with_ranks
 
 RUNNER = "_cnnlstm_fast_runner"
 """The entry of a module's ``__dict__`` that holds its runner."""
+TRAINER = "_cnnlstm_fast_trainer"
+"""The entry that holds its trainer, see training.py."""
 EAGER: Any = object()
 """What a runner returns for a call that the module's own forward must run."""
 CALLS_BEFORE_REBUILD = 3
 """After an edit of the weights, calls run eager until so many in a row have found the same ones."""
-_IGNORED = frozenset({RUNNER})
+_IGNORED = frozenset({RUNNER, TRAINER})
 
 
 @dataclass
