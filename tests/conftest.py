@@ -8,6 +8,8 @@ import random
 import time
 import zlib
 from collections import Counter
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +71,16 @@ def left_to_slow_tier(item: pytest.Item, n: int, which: str = "all", *, seen: Co
     test = item.nodeid.partition("[")[0]
     seen[test] += 1
     return (seen[test] - 1) % n > 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except Exception as error:
+        if "could not create a primitive descriptor for the LSTM" in str(error):
+            helpers.require_autocast()
+        raise
 
 
 @pytest.hookimpl(trylast=True)

@@ -422,3 +422,12 @@ def nan_memory() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = before[2]
+
+
+NO_BF16 = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def require_autocast() -> None:
+    """Skips where PyTorch's own nn.LSTM, which tests compare with, fails under autocast."""
+    if NO_BF16:
+        pytest.skip("PyTorch's nn.LSTM does not run under autocast on this CPU, which has no bfloat16")

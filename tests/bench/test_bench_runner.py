@@ -89,6 +89,8 @@ def measure(
     ids=["plain", "states", "lengths", "packed", "resets", "dropout", "strided"],
 )
 def test_a_row(case: Case, mode: str, dtype: str) -> None:
+    if dtype == "amp":
+        require_autocast()
     row = measure(Call(case, mode, dtype))
     assert set(row.measured) == {OURS, PYTORCH}, {n: m.reason for n, m in row.candidates.items()}
     for m in row.measured.values():
@@ -121,6 +123,8 @@ def test_a_wrong_result_is_never_timed(spoil: Callable[[Any], None], failure: st
 
 
 def test_the_others_are_checked_where_pytorch_itself_is_wrong() -> None:
+    require_autocast()
+
     def launch(name: str) -> Inline:
         wrong = name == PYTORCH
         return Inline(candidate(name), (lambda found: found["gradient of input"].neg_()) if wrong else None)
