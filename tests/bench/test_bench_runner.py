@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import one_thread
+from helpers import one_thread, require_autocast
 
 from bench import command
 from bench.cases import CASES, Call, Case
