@@ -235,7 +235,9 @@ def test_a_loop_runs_as_one_call(form: str) -> None:
     loop = runner_of(fast.cnn).record.loop
     assert loop is not None
     runs((model, fast), torch.randn(shape), [loop.rows] * (2 if form.startswith("two") else 1))
-    assert f"{loop.calls} calls run as one" in explain(fast)
+    text = explain(fast)
+    assert f"{loop.calls} calls run as one" in text and "cnn.0:" not in text
+    assert [name for name, m in fast.named_modules() if RUNNER in m.__dict__] == ["cnn", "head"]
 
 
 UNFOLDED: dict[str, Features] = {
@@ -822,16 +824,29 @@ def test_what_was_found_faster_runs_at_once_also_without_an_engine(monkeypatch: 
 # ---------------------------------------------------------------- a whole model captured with its number of frames
 
 
-class Fixed(nn.Module):
-    """All frames' features side by side, so that their number is fixed."""
+class Encoder(nn.Module):
+    """The features of four frames, side by side."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.ModuleDict({"cnn": conv()})
+        self.cnn = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.size(1) != 4:
+            raise ValueError("four frames")
+        return torch.cat(plain(self.cnn, x), 1)
+
+
+class Fixed(nn.Module):
+    """A model around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
         self.head = nn.Linear(4 * 144, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.cat(plain(self.encoder["cnn"], x), 1))
+        return self.head(self.encoder(x))
 
 
 @pytest.mark.parametrize("faster", [True, False])
@@ -845,7 +860,7 @@ def test_a_captured_model_with_a_loop_inside(times: dict[str, float], faster: bo
     if faster:
         assert names == ["encoder.cnn", "head"]
         assert "it calls encoder.cnn in a loop, whose calls run as one" in text
-        assert rows(fast.encoder["cnn"], lambda: same(model, fast, x)) == [8]
+        assert rows(fast.encoder.cnn, lambda: same(model, fast, x)) == [8]
     else:
         assert names == [""] and "head:" not in text
         assert "encoder.cnn is called 4 times, one by one: all at once the model would take 3e+03 ms" in text
@@ -856,6 +871,8 @@ def test_a_captured_model_with_a_loop_inside(times: dict[str, float], faster: bo
         same(model, fast, x)
         assert ran == [True]  # it has its engines back
     same(model, fast, torch.randn(3, 4, 2, 8, 8))
+    text = explain(optimize(fast, x, encoder="eager"))
+    assert "encoder.cnn" not in text.replace("region 0: encoder.cnn", "")
 
 
 # ---------------------------------------------------------------- copies, revert, disk
@@ -941,7 +958,7 @@ def test_a_stored_plan_with_other_results_is_not_used() -> None:
 
 def test_no_budget() -> None:
     fast = optimize(Video().eval(), torch.randn(2, 4, 2, 8, 8), encoder="onednn", budget=0.0)
-    assert not folded(fast)
+    assert not folded(fast) and "nothing was left of `budget`" in explain(fast)
 
 
 @pytest.mark.serial
