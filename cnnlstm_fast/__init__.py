@@ -1,5 +1,6 @@
 """CNN-LSTM models in PyTorch made faster by one call, with the same numbers and the same state dict."""
 
+from ._compile_backend import register as _register
 from ._version import __version__
 from .optimize import explain, optimize, revert
 from .recurrent.backends import BACKENDS, Backend
@@ -26,3 +27,5 @@ __all__ = [
 # A pickle refers to classes and functions by module. These report the package, so that their files may move.
 for _pickled in (LSTM, LSTMCell, LSTMSpec, Backend, fast_class, _restore):
     _pickled.__module__ = __name__
+
+_register()

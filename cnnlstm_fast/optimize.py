@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .encoder.deferred import defer
 from .encoder.describe import describe
-from .encoder.engines import ENGINES
 from .encoder.fold import fold_loops
 from .encoder.modules import uninstall
+from .encoder.options import check_options
 from .encoder.prepare import BUDGET, How, prepare
 from .encoder.progress import progress_bar
+from .encoder.training import prepare_training
 from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
 from .recurrent.class_swap import is_fast, swap_class
@@ -49,24 +51,32 @@ def optimize(
     any batch size and length; all others, such as training or with hooks added since, run as before. Edits of weights
     are seen by the next call. ``explain`` shows what was measured.
 
+    A model in train() mode has its training step measured, too, in what is left of ``budget``: where other operators
+    of PyTorch (convolutions with channels last, linear layers by oneDNN) are faster forward and backward and right,
+    its calls in train() mode run by them, with the same random numbers, buffers and hooks.
+
+    With a named ``encoder`` and no example, the model's first call in eval mode without gradient is the example: it
+    runs as before, and then the engine is built. Earlier calls, such as training, run as before.
+
     Args:
         example_inputs: a tuple of the model's arguments, or its single argument, of typical size.
         backend: "auto" or a name in ``BACKENDS``, for all LSTMs and cells.
         encoder: "auto" or a name in ``ENGINES``, for all parts that this engine can run.
         precision: None for the same numbers, "bf16" for products in bfloat16 inside of what is captured, with the
-            same dtypes outside. Needs ``example_inputs``.
+            same dtypes outside. Needs ``example_inputs`` or a named ``encoder``.
         recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
             layers set their attribute of the same name. A cell, which runs one step, has no such attribute.
         budget: seconds that the measurement may take, about; half of it more where a loop over frames is measured.
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: no backend, engine or precision has that name, or an engine or a precision is named without
-            ``example_inputs``.
-        RuntimeError: the named engine is not installed or cannot run any part of the model.
+        ValueError: no backend, engine or precision has that name, or a precision is asked for without an example or
+            an engine.
+        RuntimeError: the named engine is not installed or, with ``example_inputs``, cannot run any part of the model;
+            without, the first call warns of the latter.
     """
     check_model(model)
-    _check_names(backend, encoder, precision, example_inputs)
+    _check(backend, encoder, precision, example_inputs)
     for module in model.modules():
         if isinstance(module, PLAIN_CLASSES):
             if not is_fast(module):
@@ -74,30 +84,31 @@ def optimize(
             for name, value in (("backend", backend), ("recompute", recompute)):
                 if value != getattr(module, name, value):
                     setattr(module, name, value)
-    if example_inputs is not None:
-        for module in model.modules():
-            uninstall(module)
-        with progress_bar() as progress:
-            how = How(encoder, precision, time.monotonic() + budget, progress)
-            prepare(model, as_arguments(example_inputs), {}, how)
-            deadline = max(how.deadline, time.monotonic() + budget / 2)
-            fold_loops(model, as_arguments(example_inputs), {}, replace(how, deadline=deadline))
+    if example_inputs is None and encoder == "auto":
+        return model
+    for module in model.modules():
+        uninstall(module)
+    if example_inputs is None:
+        defer(model, encoder, precision, budget)
+        return model
+    with progress_bar() as progress:
+        how = How(encoder, precision, time.monotonic() + budget, progress)
+        prepare(model, as_arguments(example_inputs), {}, how)
+        deadline = max(how.deadline, time.monotonic() + budget / 2)
+        fold_loops(model, as_arguments(example_inputs), {}, replace(how, deadline=deadline))
+        prepare_training(model, as_arguments(example_inputs), {}, how)
     return model
 
 
-def _check_names(backend: str, encoder: str, precision: str | None, example_inputs: Any) -> None:
+def _check(backend: str, encoder: str, precision: str | None, example_inputs: Any) -> None:
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}.")
-    if encoder != "auto" and encoder not in ENGINES:
-        raise ValueError(f"encoder: expected 'auto' or one of {', '.join(ENGINES)}, got {encoder!r}.")
-    if precision not in (None, "bf16"):
-        raise ValueError(f"precision: expected None or 'bf16', got {precision!r}.")
-    for name, value, default in (("encoder", encoder, "auto"), ("precision", precision, None)):
-        if value != default and example_inputs is None:
-            raise ValueError(
-                f"{name}: {value!r} needs example_inputs, by which the model is captured; pass the arguments of a "
-                f"typical call."
-            )
+    check_options(encoder, precision)
+    if precision is not None and encoder == "auto" and example_inputs is None:
+        raise ValueError(
+            f"precision: {precision!r} needs example_inputs, by which the engines are measured; pass the arguments "
+            f"of a typical call, or name an encoder."
+        )
 
 
 def revert(model: Model) -> Model:

@@ -41,7 +41,12 @@ MOST_FLOP = 3.5e10
 """Larger calls are left out: this one takes about a third of a second on two cores, and forty calls are needed."""
 LOOP, CELL_BATCHES, CELL_HIDDEN = 20, (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
 """Cells are called in a loop of so many steps."""
-GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (1, 64), (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
+GPU_DTYPES, GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (
+    ("f32", "bf16", "fp16"),
+    (1, 64),
+    (1, 16, 128),
+    (64, 128, 256, 1024),
+)
 STACK = 3
 """Layers of a stack; stacks are a separate kind of calls on a GPU."""
 
@@ -90,7 +95,7 @@ def gpu_grid() -> Iterator[Call]:
     both backends compute the input's product with the same library."""
     shapes = list(itertools.product(GPU_STEPS, GPU_BATCHES, GPU_HIDDEN))
     random.Random(0).shuffle(shapes)
-    variants = itertools.product(("bf16", "f32"), MODES, (False, True), (1, STACK), (False, True))
+    variants = itertools.product(GPU_DTYPES, MODES, (False, True), (1, STACK), (False, True))
     for dtype, mode, bidirectional, layers, packed in variants:
         for T, B, H in shapes:
             name = f"T{T}-B{B}-H{H}-D{1 + bidirectional}-L{layers}{'-packed' * packed}"
@@ -151,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--backend", choices=TARGETS, default="cpu", help="the backend to compare with aten (%(default)s)"
     )
-    parser.add_argument("--dtype", choices=("f32", "bf16"), help="only these calls")
+    parser.add_argument("--dtype", choices=GPU_DTYPES, help="only these calls")
     parser.add_argument("--mode", choices=MODES, help="only these calls")
     parser.add_argument("--cells", action="store_true", help="only those of cells")
     parser.add_argument("--directions", type=int, choices=(1, 2), help="only these calls")

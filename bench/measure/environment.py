@@ -99,7 +99,8 @@ def _gpus() -> list[dict[str, Any]]:
     if not torch.cuda.is_available():
         return []
     devices = (torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count()))
-    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
     return [
         {"name": d.name, "sm": 10 * d.major + d.minor, "bytes": d.total_memory, "driver": driver}
         for d in devices

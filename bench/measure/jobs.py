@@ -350,7 +350,7 @@ def _packed_without_empty(lstm: nn.LSTM, lengths: Tensor, x: Any, hx: States | N
 
     def put_back(part: Tensor, full: Tensor | None) -> Tensor:
         full = part.new_zeros(part.size(0), B, part.size(2)) if full is None else full
-        return full.index_copy(1, rows, part)
+        return full.to(part.dtype).index_copy(1, rows, part)  # autocast narrows what it computes
 
     h0, c0 = hx or (None, None)
     taken = None if h0 is None or c0 is None else (h0[:, rows], c0[:, rows])

@@ -1,41 +1,52 @@
 """Plans and choices on disk, so that the next process need neither capture nor measure.
 
-One JSON file for each fingerprint, written to a temporary file and renamed. It holds no code: a graph is a list of the
-names of operators. A file that is damaged or foreign is ignored with a warning, and replaced.
+One JSON file for each fingerprint. It holds no code: a graph is a list of the names of operators. A file that is
+damaged or foreign is ignored with a warning, and replaced.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 import warnings
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from .files import folder, write
 from .plan import Plan
 from .record import Record
 
 FORMAT = 1
-
-
-def folder() -> Path:
-    """$XDG_CACHE_HOME/cnnlstm_fast/encoder, by default in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cnnlstm_fast" / "encoder"
+Stored = TypeVar("Stored")
 
 
 def load(key: str) -> tuple[Plan, Record] | None:
-    """What was stored under the key, or None."""
+    """The plan and the choice that were stored under the key, or None."""
+    found = load_json(key, _plan_and_record)
+    if found is not None:
+        found[1].cached = True
+    return found
+
+
+def store(key: str, plan: Plan, record: Record) -> str | None:
+    """Writes the file; returns None, or why it could not be written."""
+    return store_json(key, {"plan": plan.to_json(), "record": record.to_json()})
+
+
+def _plan_and_record(data: dict[str, Any]) -> tuple[Plan, Record]:
+    plan, record = Plan.from_json(data["plan"]), Record.from_json(data["record"])
+    if len(plan.regions) != len(record.regions):
+        raise ValueError("its parts do not fit together")
+    return plan, record
+
+
+def load_json(key: str, parse: Callable[[dict[str, Any]], Stored]) -> Stored | None:
+    """What ``parse`` makes of the data that were stored under the key, or None; it may raise any exception."""
     path = folder() / f"{key}.json"
     try:
         data = json.loads(path.read_text())
-        if data["format"] != FORMAT or data["key"] != key:
+        if data.pop("format") != FORMAT or data.pop("key") != key:
             raise ValueError("it is of another version")
-        plan, record = Plan.from_json(data["plan"]), Record.from_json(data["record"])
-        if len(plan.regions) != len(record.regions):
-            raise ValueError("its parts do not fit together")
+        return parse(data)
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever a damaged file leads to
@@ -45,23 +56,10 @@ def load(key: str) -> tuple[Plan, Record] | None:
             stacklevel=4,
         )
         return None
-    record.cached = True
-    return plan, record
 
 
-def store(key: str, plan: Plan, record: Record) -> str | None:
+def store_json(key: str, data: dict[str, Any]) -> str | None:
     """Writes the file; returns None, or why it could not be written."""
-    data: dict[str, Any] = {"format": FORMAT, "key": key, "plan": plan.to_json(), "record": record.to_json()}
-    temporary = None
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder(), suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            json.dump(data, file)
-        os.replace(temporary, folder() / f"{key}.json")
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        return f"the choice could not be stored in {folder()}: {error.strerror or error}"
-    return None
+    text = json.dumps({"format": FORMAT, "key": key, **data})
+    reason = write(f"{key}.json", text.encode())
+    return None if reason is None else f"the choice could not be stored in {folder()}: {reason}"

@@ -29,6 +29,7 @@ from .region import SCALAR_FUNCTIONS, TensorSpec
 aten = torch.ops.aten
 
 
+_NORMALISATIONS = (aten.batch_norm.default, aten.instance_norm.default)
 _DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
 
 
@@ -156,7 +157,8 @@ def capture(
     with _quiet():
         groups = vary.find(flat.forward, tensors, deadline)
     reasons: list[str] = []
-    for strict in (False, True):  # the first is quicker; the second keeps `int(size)` open
+    # the first is quicker; the second, by Dynamo, keeps `int(size)` open and has Dynamo forget all of its graphs
+    for strict in (False,) if getattr(module, "is_dynamo_graph", False) else (False, True):
         try:
             program = _export(flat, vary.for_capture(tensors, groups), vary.varying(groups), strict)
             captured = _captured(program, leaves, arguments, *found[-1])
@@ -410,6 +412,8 @@ def _check_nodes(graph: fx.Graph) -> None:
             raise CannotCaptureError(f"it draws random numbers ({node.target})")
         if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
             raise CannotCaptureError(f"sizes in it depend on data ({node.target})")
+        if node.target in _NORMALISATIONS and node.args[3] is not None and node.args[5]:
+            raise CannotCaptureError(f"it edits running statistics ({node.target})")
         if (
             not isinstance(node.target, torch._ops.OpOverload)
             and node.target not in SCALAR_FUNCTIONS.values()

@@ -6,27 +6,35 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .deferred import Deferred
+from .dynamo import compiled
 from .engines import ENGINES
 from .prepare import outcomes
-from .record import Candidate, Record, RegionRecord
-from .runner import RUNNER, Runner
+from .record import Candidate, Record, RegionRecord, ms
+from .runner import RUNNER, TRAINER
+from .training import TRAINING_HINT, trainings
 
 HINT = (
     "around the LSTMs: as PyTorch runs it; optimize(model, example_inputs) measures whether an engine runs the "
     "convolutions, linear layers and the like faster, and uses it"
 )
+DEFERRED = "will be captured at the first call (in eval mode, without gradient and hooks)"
 
 
 def describe(model: nn.Module) -> Iterator[str]:
     """For each module that was captured: its regions, the engine of each, the times of all that were tried, or why not;
     for each other one that was tried: why it was not captured."""
-    tried = [(name, m) for name, m in model.named_modules() if m in outcomes or RUNNER in m.__dict__]
+    named = [(name or "(the model itself)", m) for name, m in model.named_modules()]
+    named += [("a graph of torch.compile", m) for m in compiled(model)]
+    tried = [(where, m) for where, m in named if m in outcomes or RUNNER in m.__dict__]
     if not tried:
         yield HINT
-    for name, module in tried:
-        where = name or "(the model itself)"
-        runner: Runner | None = module.__dict__.get(RUNNER)
+    for where, module in tried:
+        runner = module.__dict__.get(RUNNER)
         outcome = outcomes.get(module)
+        if isinstance(runner, Deferred):
+            yield f"{where}: {DEFERRED}"
+            continue
         if runner is not None:
             yield f"{where}: captured; {_times(runner.record)}"
             yield from _regions(runner.record)
@@ -39,16 +47,34 @@ def describe(model: nn.Module) -> Iterator[str]:
             yield f"{where}: not captured: {outcome.reason}"
         if outcome is not None:
             yield from (f"  note:     {note}" for note in outcome.notes)
+    yield from _training(model)
+
+
+def _training(model: nn.Module) -> Iterator[str]:
+    trainer = model.__dict__.get(TRAINER)
+    record = trainings.get(model) if trainer is None else trainer.record
+    if record is None:
+        yield TRAINING_HINT
+    elif isinstance(record, str):
+        yield f"training: as PyTorch runs it: {record}"
+    else:
+        yield f"training: a step{_source(record.threads, record.cached)}"
+        for candidate in record.candidates:
+            mark = "*" if candidate.engine == record.engine else " "
+            yield f"  {mark} {candidate.engine + ':':<22} {candidate.reason or ms(candidate.seconds or 0.0)}"
 
 
 def _times(record: Record) -> str:
     if record.eager is None or record.fast is None:
         return "named by the caller, not measured"
-    source = ", measured by an earlier process" if record.cached else ""
-    return (
-        f"{ms(record.eager)} before, {ms(record.fast)} by these engines, with {record.threads} thread"
-        f"{'s' if record.threads != 1 else ''}{source}"
-    )
+    source = _source(record.threads, record.cached)
+    return f"{ms(record.eager)} before, {ms(record.fast)} by these engines,{source}"
+
+
+def _source(threads: int, cached: bool) -> str:
+    """How times were measured."""
+    source = ", measured by an earlier process" if cached else ""
+    return f" with {threads} thread{'s' if threads != 1 else ''}{source}"
 
 
 def _loop(record: Record) -> Iterator[str]:
@@ -84,8 +110,3 @@ def _found(candidate: Candidate) -> str:
     )
     time = "not measured" if candidate.seconds is None else ms(candidate.seconds)
     return f"{time}{setup} ({ENGINES[candidate.engine].title})"
-
-
-def ms(seconds: float) -> str:
-    """A time as text."""
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import guard as guards
 from .agreement import first_line
-from .guard import UNCHANGED
 from .plan import Plan
 from .record import Record
 from .runner import EAGER, Runner
@@ -67,6 +65,8 @@ class FrameRunner(Runner):
         super().__init__(plan, record, structure)
         self.folds = True
         self._local = threading.local()
+        self._refused: set[torch.Size] = set()
+        """Shapes of several frames that must run eager."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.folds and len(args) == 1 and not kwargs and type(args[0]) is Tensor:
@@ -105,13 +105,9 @@ class FrameRunner(Runner):
     def _settled(self, module: nn.Module, frame: Tensor) -> Any:
         """What is bound to the module, if this call may run by it."""
         bound = self._bound
-        if bound is None or not self.enabled or bound.process != os.getpid() or bound.module() is not module:
+        if bound is None or not self.enabled:
             return None
-        if not guards.plain_call((frame,)) or bound.guard.check() != UNCHANGED:
-            return None
-        if torch.is_grad_enabled() and (bound.requires_grad or frame.requires_grad):
-            return None
-        return bound
+        return bound if bound.gate.enter(module, (frame,)) in (guards.RUN, guards.ADMIT) else None
 
     def _look_ahead(self, module: nn.Module, bound: Any, frame: Tensor) -> _Ahead | None:
         assert self.record.loop is not None
@@ -120,7 +116,7 @@ class FrameRunner(Runner):
             return None
         n = min(len(following), self.record.loop.rows // frame.size(0))
         shape = torch.Size((n * frame.size(0), *frame.shape[1:]))
-        if n < 2 or bound.shapes.get((shape,)) is False:
+        if n < 2 or shape in self._refused:
             return None
         if self._local.unfinished == MOST_UNFINISHED:
             self._stop(f"{MOST_UNFINISHED} loops in a row ended before their last frame")
@@ -132,6 +128,7 @@ class FrameRunner(Runner):
             self._stop(f"{type(error).__name__}: {first_line(error)}")
             return None
         if result is EAGER:
+            self._refused.add(shape)
             return None
         self._local.unfinished += 1
         tensors = [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]

@@ -8,24 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .. import _native
 
 if _native.available:
-    from .._guard import Snapshot, needs_grad, plain_call
+    from .._guard import Gate, Snapshot, needs_grad, plain_call
 else:
 
     def Snapshot(*_: object) -> Any:
         raise RuntimeError(_native.reason)
 
-    needs_grad = plain_call = Snapshot
+    Gate = needs_grad = plain_call = Snapshot
 
-__all__ = ["CHANGED", "UNCHANGED", "WEIGHTS", "Guard", "needs_grad", "plain_call"]
+__all__ = [
+    "ADMIT", "CHANGED", "EAGER", "RUN", "SETTLE", "UNCHANGED", "WEIGHTS", "Gate", "Guard", "needs_grad", "plain_call"
+]  # fmt: skip
 
 UNCHANGED, WEIGHTS, CHANGED = range(3)
 """What ``Guard.check`` returns, in the order of gravity."""
+
+RUN, EAGER, SETTLE, ADMIT = range(4)
+"""What ``Gate.enter`` returns: the call runs by the engines; it must run eager; the weights or the number of threads
+have changed; its shapes have not been seen yet."""
 
 
 def _global_hooks() -> tuple[dict[int, Any], ...]:
@@ -81,7 +88,10 @@ class Guard:
         self._snapshot = Snapshot(module, ignored, nn.Module, _global_hooks())
         self.check: Callable[[], int] = self._snapshot.check
 
-    @property
-    def requires_grad(self) -> bool:
-        """Whether one of the tensors required a gradient."""
-        return self._snapshot.requires_grad
+    def gate(self, module: nn.Module, kinds: tuple[tuple[torch.dtype, int], ...], threads: int) -> Any:
+        """All that is asked before a call of the guarded ``module`` runs by engines, built for so many threads.
+
+        Args:
+            kinds: the dtype and the rank of each tensor of the captured call, which are on the CPU.
+        """
+        return Gate(module, self._snapshot, kinds, threads)

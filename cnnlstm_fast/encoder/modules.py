@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..recurrent.class_swap import FastClass, swap_class
-from .runner import EAGER, RUNNER, Runner
+from .runner import EAGER, RUNNER, TRAINER
 
 
 class RunnerClass(FastClass):
@@ -33,6 +34,9 @@ def runner_class(cls: Any) -> type:
             result = runner(self, args, kwargs)
             if result is not EAGER:
                 return result
+        trainer = self.__dict__.get(TRAINER)
+        if trainer is not None and not torch.compiler.is_compiling():
+            return trainer(cls.forward, self, args, kwargs)
         return cls.forward(self, *args, **kwargs)
 
     body = {
@@ -52,15 +56,27 @@ def has_runner(module: Any) -> bool:
     return issubclass(type(module), RunnerClass)
 
 
-def install(module: nn.Module, runner: Runner) -> None:
-    """Lets the runner run the module's calls. Its guard must be made afterwards, since the class changes."""
+def install(module: nn.Module, runner: Callable[..., Any]) -> None:
+    """Lets the runner (or a ``Deferred``) run the module's calls. Its guard must be made afterwards, since the class
+    changes."""
+    _swap(module)
+    module.__dict__[RUNNER] = runner
+
+
+def install_trainer(module: nn.Module, trainer: Callable[..., Any]) -> None:
+    """Lets the trainer run the calls that no runner runs."""
+    _swap(module)
+    module.__dict__[TRAINER] = trainer
+
+
+def _swap(module: nn.Module) -> None:
     if not has_runner(module):
         swap_class(module, runner_class(type(module)))
-    module.__dict__[RUNNER] = runner
 
 
 def uninstall(module: nn.Module) -> None:
     """Restores the module's own class."""
     if has_runner(module):
         module.__dict__.pop(RUNNER, None)
+        module.__dict__.pop(TRAINER, None)
         swap_class(module, type(module).original_class)  # type: ignore[attr-defined]

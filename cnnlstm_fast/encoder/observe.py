@@ -31,24 +31,35 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return calls
 
 
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Undoes what calls of the model change in it, and in PyTorch's generator of random numbers: the user has not made
-    these calls."""
-    attributes = {m: dict(m.__dict__) for m in model.modules()}
-    buffers = {t: (t._version, t.clone()) for t in model.buffers() if not t.is_inference()}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, before in attributes.items():
+class Before:
+    """What calls of a model may change in it, and PyTorch's generator of random numbers, to return to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes = {m: dict(m.__dict__) for m in model.modules()}
+        self._buffers = {t: (t._version, t.clone()) for t in model.buffers() if not t.is_inference()}
+        self._random = torch.get_rng_state()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._random)
+        for module, before in self._attributes.items():
             for key in module.__dict__.keys() - before.keys() - {RUNNER}:
                 del module.__dict__[key]
             module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})
         with torch.no_grad():
-            for tensor, (version, value) in buffers.items():
-                if tensor._version != version:
+            for tensor, (version, value) in self._buffers.items():
+                # a normalisation edits its statistics without counting that
+                if tensor._version != version or not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Undoes what calls of the model change: the user has not made these calls."""
+    before = Before(model)
+    try:
+        yield
+    finally:
+        before.restore()
 
 
 @contextmanager

@@ -71,3 +71,8 @@ class Record:
         ]
         loop = None if data.get("loop") is None else Loop(**data["loop"])
         return Record(**{**data, "regions": regions, "loop": loop})
+
+
+def ms(seconds: float) -> str:
+    """A time as text."""
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
-import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ from .agreement import agree, first_line
 from .capture import TENSOR, has_hooks
 from .engines import ENGINES, Options, Run
 from .fingerprint import structure
-from .guard import CHANGED, UNCHANGED, Guard
+from .guard import UNCHANGED, Guard
 from .lstm_call import LSTMCall
 from .plan import Plan
 from .record import Record
@@ -29,43 +27,26 @@ from .regions import build_region, with_ranks
 
 RUNNER = "_cnnlstm_fast_runner"
 """The entry of a module's ``__dict__`` that holds its runner."""
+TRAINER = "_cnnlstm_fast_trainer"
+"""The entry that holds its trainer, see training.py."""
 EAGER: Any = object()
 """What a runner returns for a call that the module's own forward must run."""
 CALLS_BEFORE_REBUILD = 3
 """After an edit of the weights, calls run eager until so many in a row have found the same ones."""
-MOST_SHAPES = 1024
-"""A runner remembers so many shapes."""
-
-_IGNORED = frozenset({RUNNER})
-_process = os.getpid()
-
-
-def _note_fork() -> None:
-    global _process
-    _process = os.getpid()
-
-
-os.register_at_fork(after_in_child=_note_fork)
+_IGNORED = frozenset({RUNNER, TRAINER})
 
 
 @dataclass
 class _Bound:
     """A plan with the weights of one moment."""
 
-    module: weakref.ref[nn.Module]
-    guard: Guard
-    threads: int
+    gate: Any
     forward: Any
     """Takes the tensors of a call and returns those of its result."""
-    requires_grad: bool
-    """Whether a weight does, so that a call with gradients enabled needs a graph of autograd."""
     team: Any = None
     """Lives as long as an engine with threads of its own."""
-    process: int = field(default_factory=os.getpid)
-    shapes: dict[Any, bool] = field(default_factory=dict)
-    """Whether calls with these shapes run by the engines."""
     kinds: dict[Any, bool] = field(default_factory=dict)
-    """The same for each kind of shapes, see ``Plan.kind``."""
+    """Whether calls of each kind of shapes run by the engines, see ``Plan.kind``."""
 
 
 class Runner:
@@ -90,27 +71,19 @@ class Runner:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of the call, or ``EAGER`` where it must run as it did before."""
-        tensors = self._tensors(args, kwargs)
-        if tensors is None or not self.enabled or not guards.plain_call(tensors):
+        tensors = args if not kwargs and self.plan.flat else self._tensors(args, kwargs)
+        if tensors is None or not self.enabled:
             return EAGER
         bound = self._bound
         if bound is None:
             # a copy, or loaded from a file
-            return self._settle(module, None)
-        if bound.process != _process or bound.module() is not module:
-            return EAGER  # a forked child, where an engine's threads do not exist, or a shallow copy
-        state = bound.guard.check()
-        if state == CHANGED:
-            return EAGER
-        if state != UNCHANGED or bound.threads != torch.get_num_threads():
+            return self._settle(module, None) if guards.plain_call(tensors) else EAGER
+        entry = bound.gate.enter(module, tensors)
+        if entry == guards.SETTLE:
             return self._settle(module, bound)
-        if torch.is_grad_enabled() and (bound.requires_grad or guards.needs_grad(tensors)):
-            return EAGER
-        shapes = tuple([t.shape for t in tensors])
-        good = bound.shapes.get(shapes)
-        if good is None:
-            good = self._admit(bound, module, args, kwargs, tensors, shapes)
-        if not good:
+        if entry == guards.EAGER or (
+            entry == guards.ADMIT and not self._admit(bound, module, args, kwargs, tensors)
+        ):
             return EAGER
         try:
             return self._result(bound.forward(*tensors))
@@ -118,29 +91,14 @@ class Runner:
             return self._failed(bound, module, args, kwargs, error)
 
     def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
-        """The tensors among the arguments, or None if these are not those of the captured call."""
-        plan = self.plan
-        if len(args) == len(plan.tensors) == len(plan.leaves) and not kwargs and plan.flat:
-            tensors = args
-        else:
-            leaves, spec = pytree.tree_flatten((args, kwargs))
-            if spec != plan.arguments:
-                return None
-            for leaf, captured in zip(leaves, plan.leaves, strict=True):
-                if not isinstance(leaf, Tensor) and (type(leaf) is not type(captured) or leaf != captured):
-                    return None
-            tensors = tuple([leaf for leaf in leaves if isinstance(leaf, Tensor)])
-        if len(tensors) != len(plan.tensors):
+        """The tensors among the arguments, or None if the rest is not that of the captured call."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self.plan.arguments:
             return None
-        for tensor, (dtype, device, rank) in zip(tensors, plan.tensors, strict=True):
-            if (
-                not isinstance(tensor, Tensor)
-                or tensor.dtype != dtype
-                or tensor.device.type != device
-                or tensor.dim() != rank
-            ):
+        for leaf, captured in zip(leaves, self.plan.leaves, strict=True):
+            if not isinstance(leaf, Tensor) and (type(leaf) is not type(captured) or leaf != captured):
                 return None
-        return tensors
+        return tuple([leaf for leaf in leaves if isinstance(leaf, Tensor)])
 
     def _result(self, found: tuple[Tensor, ...]) -> Any:
         if self.plan.single:
@@ -158,9 +116,9 @@ class Runner:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         tensors: tuple[Tensor, ...],
-        shapes: tuple[Any, ...],
     ) -> bool:
         """Whether these shapes may run by the engines. The first ones of each kind are run both ways, and compared."""
+        shapes = tuple([t.shape for t in tensors])
         refused = self.plan.refused_sizes(shapes)
         if refused is not None:
             self.note(f"runs eager for sizes where not {refused}")
@@ -172,9 +130,7 @@ class Runner:
                     f"runs eager for shapes such as {', '.join(str(tuple(s)) for s in shapes)}: other results"
                 )
         good = refused is None and bound.kinds[kind]
-        if len(bound.shapes) >= MOST_SHAPES:
-            bound.shapes.clear()
-        bound.shapes[shapes] = good
+        bound.gate.remember(tensors, good)
         return good
 
     def _agrees(
@@ -245,7 +201,8 @@ class Runner:
         with torch.inference_mode(False), torch.no_grad():
             guard = Guard(module, _IGNORED)
             tensors = self.plan.tensors_of(module)
-            options = Options(torch.get_num_threads(), self.record.precision)
+            # the choice has compared them at other sizes; the first call of each kind of sizes is compared, too
+            options = Options(torch.get_num_threads(), self.record.precision, known=True)
             made = dict(runs or {})
             for k, choice in enumerate(self.record.regions):
                 if k not in made:
@@ -253,9 +210,8 @@ class Runner:
                     made[k] = ENGINES[choice.engine].build(region, region.example(choice.sizes), options)
             forward = top_function(self.plan, module, tensors, made, self.record.precision)
             team = idle_team(region.engine for region in self.record.regions)
-            self._bound = _Bound(
-                weakref.ref(module), guard, options.threads, forward, guard.requires_grad, team
-            )
+            kinds = tuple([(dtype, rank) for dtype, _, rank in self.plan.tensors])
+            self._bound = _Bound(guard.gate(module, kinds, options.threads), forward, team)
 
     def note(self, text: str) -> None:
         if text not in self.notes:

@@ -132,7 +132,7 @@ struct ReadL2 {
         float4 found[kUnrolled];
         CNNLSTM_UNROLL
         for (int k = 0; k < kUnrolled; ++k) {
-          found[k] = device::load(arguments.from + at);
+          found[k] = __ldcg(arguments.from + at);  // not from L1
           at += kMostThreads;
           if (at >= arguments.count) at -= arguments.count;
         }

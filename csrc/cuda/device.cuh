@@ -184,22 +184,21 @@ __device__ __noinline__ inline void give_up() {
 // started yet, because another stream's kernel holds their multiprocessors.
 class Watch {
  public:
-  CNNLSTM_DEVICE explicit Watch(bool limited) : limited_(limited), start_(clock()) {}
+  CNNLSTM_DEVICE explicit Watch(bool limited) : limited_(limited) {}
 
   // Called in every iteration of a loop that waits.
-  CNNLSTM_DEVICE void turn() const {
-    if (limited_ && clock() - start_ > kLimit) give_up();
+  CNNLSTM_DEVICE void turn() {
+    uint32_t now;
+    asm volatile("mov.u32 %0, %clock;" : "=r"(now));
+    // Not before the loop, from where ptxas moved it into the loop (CUDA 13.0), and every wait was too long.
+    if (start_ == 0) start_ = now;
+    if (limited_ && now - start_ > kLimit) give_up();
   }
 
  private:
   static constexpr uint32_t kLimit = 1500000000;  // cycles
-  CNNLSTM_DEVICE static uint32_t clock() {
-    uint32_t now;
-    asm volatile("mov.u32 %0, %clock;" : "=r"(now));
-    return now;
-  }
   const bool limited_;
-  const uint32_t start_;
+  uint32_t start_ = 0;
 };
 
 // ---- clusters: blocks that write into each other's shared memory (sm_90) ----

@@ -128,6 +128,30 @@ int row_bytes(const Pass& pass) {
   return pass.backward ? 9 * bytes : 4 * static_cast<int>(sizeof(float)) + bytes;
 }
 
+// What a step costs beside its parts, in cycles of an SM, fitted to the measured steps of an H100
+// (docs/notes/cuda.md): latencies of addresses, partial sums and stores one after the other, and instructions
+// of each warp that a scheduler has; a warp without others to share its sums with computes two cells a lane.
+constexpr double kBlockCycles = 500, kClusterCycles = 800, kGridCycles = 2400, kSharedCycles = 350,
+                 kOwnCycles = 700;
+constexpr int kSchedulers = 4, kSpecialLanes = 16;  // of an SM
+
+double serial(const Pass& pass, const CnnlstmPlan& plan) {
+  const double cycle = kSpecialLanes * pass.gpu.costs.special;
+  const bool block = plan.algorithm == CNNLSTM_PERSISTENT_BLOCK,
+             cluster = plan.algorithm == CNNLSTM_PERSISTENT_CLUSTER;
+  const int64_t warps = ceil_div(plan.groups * plan.splits, kSchedulers);
+  return cycle * ((block     ? kBlockCycles
+                   : cluster ? kClusterCycles
+                             : kGridCycles) +
+                  warps * (block ? kOwnCycles : kSharedCycles));
+}
+
+// Time until a block has so many words: each thread loads kWordsAtOnce at once, again and again.
+double arrival(const CnnlstmCosts& costs, int64_t words, int threads) {
+  constexpr int kWordsAtOnce = 4;
+  return costs.word + (ceil_div(words, int64_t{kWordsAtOnce} * threads) - 1) * costs.word_turn;
+}
+
 Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
   const CnnlstmCosts& costs = pass.gpu.costs;
   const Layout layout = layout_of(plan, pass.backward, pass.compute_type);
@@ -166,9 +190,10 @@ Work persistent(const Pass& pass, const CnnlstmPlan& plan) {
       sharing * (cells * special_functions(pass) * costs.special + 2 * layout.partial_bytes / costs.shared);
   work.rows = sharing * cells * row_bytes(pass) / l2;
   work.exchange = cluster ? sharing * tile / costs.cluster : grid ? 2 * tile / l2 : 0;
-  work.waiting = plan.tiles / 2 * costs.piece_latency + costs.cell_latency;
+  work.waiting = plan.tiles / 2 * costs.piece_latency + costs.cell_latency + serial(pass, plan);
   if (layout.partial_bytes > 0) work.waiting += costs.block_barrier;
-  work.waiting += cluster ? send_latency(costs, plan.blocks) : costs.block_barrier + (grid ? costs.word : 0);
+  work.waiting += cluster ? send_latency(costs, plan.blocks) : costs.block_barrier;
+  if (grid) work.waiting += arrival(costs, layout.words_of_tile() / 2, plan.threads);
   return work;
 }
 
@@ -193,9 +218,10 @@ Work streamed(const Pass& pass, const CnnlstmPlan& plan) {
   work.rows = cells * row_bytes(pass) / l2;
   work.exchange = packed / (plan.blocks * pass.D) / memory +
                   2.0 * sequences * layout.units * layout.per_unit * layout.element_bytes / l2;
-  // a word takes a store and a load to arrive, every later turn another load
-  work.waiting = plan.turns * (costs.block_barrier + plan.tiles / 2 * costs.piece_latency) +
-                 (plan.turns + 1) / 2.0 * costs.word + costs.cell_latency + costs.block_barrier;
+  work.waiting =
+      plan.turns * (costs.block_barrier + plan.tiles / 2 * costs.piece_latency) +
+      arrival(costs, sequences * layout.units * layout.per_unit * layout.element_bytes / 4, plan.threads) +
+      serial(pass, plan) + costs.cell_latency + costs.block_barrier;
   return work;
 }
 
@@ -214,7 +240,7 @@ Work by_step(const Pass& pass) {
   work.cells = cells * special_functions(pass) * costs.special / pass.gpu.multiprocessors;
   work.rows = cells * row_bytes(pass) / costs.memory + cells * 8 * sums / costs.l2;
   work.waiting = (pass.D + 1) * costs.launch;  // a product for each direction, and the cells
-  work.issue = pass.D * costs.issue + costs.launch;
+  work.issue = (pass.D + 1) * costs.issue;
   return work;
 }
 

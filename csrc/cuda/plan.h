@@ -39,6 +39,7 @@ typedef struct {
       send_16;        // every block of a cluster of so many sends to every other, until all have it
   double cluster;     // bytes that arrive at an SM from its cluster
   double word;        // from a block's store of a word to global memory until another one has it
+  double word_turn;   // from one load of a thread's words to its next
   double l2_sm;       // bytes one SM reads of L2
   double l2, memory;  // bytes all of them read together
   double gemm_16, gemm_float32;  // floating-point operations of a library's large products

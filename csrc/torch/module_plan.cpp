@@ -30,6 +30,7 @@ constexpr std::pair<const char*, double CnnlstmCosts::*> kCosts[] = {
     {"send_16", &CnnlstmCosts::send_16},
     {"cluster", &CnnlstmCosts::cluster},
     {"word", &CnnlstmCosts::word},
+    {"word_turn", &CnnlstmCosts::word_turn},
     {"l2_sm", &CnnlstmCosts::l2_sm},
     {"l2", &CnnlstmCosts::l2},
     {"memory", &CnnlstmCosts::memory},

@@ -201,7 +201,7 @@ def test_the_grid_of_a_gpu_has_stacks_and_packed_sequences(monkeypatch: pytest.M
     calls = list(choose.gpu_grid())
     assert len({call.case.name + call.mode + call.dtype for call in calls}) == len(calls)
     per_kind = Counter(measured.kind(call.case.spec(call.mode, call.dtype, "cuda")) for call in calls)
-    assert len(per_kind) == 32 and set(per_kind.values()) == {48}
+    assert len(per_kind) == 48 and set(per_kind.values()) == {24}
     assert "bfloat16 training D=2 stacked packed" in per_kind
     assert all(BACKENDS["aten"].supports(c.case.spec(c.mode, c.dtype, "cuda")) is None for c in calls)
 

@@ -21,9 +21,15 @@ from regions import regions_of
 from torch import Tensor, nn
 
 from cnnlstm_fast.contract import Result, compare
-from cnnlstm_fast.encoder.engines import ENGINES, Options, Run, inductor, onnx_model
+from cnnlstm_fast.encoder import files
+from cnnlstm_fast.encoder.engines import ENGINES, Options, Run, inductor, onnx_files, onnx_model
 from cnnlstm_fast.encoder.engines.check import check
 from cnnlstm_fast.encoder.region import Region
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 class Residual(nn.Module):
@@ -184,7 +190,10 @@ def available(engine: str) -> None:
 def built(engine: str, region: Region, example: tuple[Tensor, ...], precision: str | None = None) -> Run:
     available(engine)
     options = Options(torch.get_num_threads(), precision)
-    assert ENGINES[engine].supports(region, options) is None
+    reason = ENGINES[engine].supports(region, options)
+    if reason is not None and reason.endswith("on this CPU"):
+        pytest.skip(reason)
+    assert reason is None
     run = ENGINES[engine].build(region, example, options)
 
     def without_gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -418,24 +427,64 @@ def test_the_model_is_made_once_for_both() -> None:
     assert onnx_model._last is None
 
 
+def _no_export(*_: object) -> bytes:
+    raise AssertionError("exported")
+
+
+def test_the_next_process_with_the_same_weights_exports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = draw_inputs(NETWORKS["linear"][1], "linear")
+    network = network_of("linear")
+    first = onnx_model.onnx_model(one_region(network, example), example)
+    monkeypatch.setattr(onnx_model, "_export", _no_export)
+    assert onnx_model.onnx_model(one_region(network, example), example) == first
+    with torch.no_grad():
+        next(network.parameters()).data[0, 0] += 1.0
+    with pytest.raises(AssertionError, match="exported"):
+        onnx_model.onnx_model(one_region(network, example), example)
+
+
+def test_a_damaged_model_is_exported_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = draw_inputs(NETWORKS["linear"][1], "linear")
+    network = network_of("linear")
+    first = onnx_model.onnx_model(one_region(network, example), example)
+    (path,) = files.folder().glob("*.onnx")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match="is not used, since it is damaged"):
+        assert onnx_model.onnx_model(one_region(network, example), example) == first
+    monkeypatch.setattr(onnx_model, "_export", _no_export)
+    assert onnx_model.onnx_model(one_region(network, example), example) == first  # replaced
+
+
+def test_models_on_disk_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "MOST_BYTES", 250)
+    for k, name in enumerate("abcd"):
+        onnx_files.store(name, bytes([k]) * 50)
+        os.utime(files.folder() / f"{name}.onnx", (k, k))
+        if name == "c":
+            assert onnx_files.load("a") == bytes(50)  # used last
+    onnx_files.store("larger than all", bytes(300))
+    # 82 bytes each: three fit
+    assert sorted(path.stem for path in files.folder().glob("*")) == ["a", "c", "d"]
+
+
 def test_check_finds_a_fixed_size() -> None:
     example = (torch.randn(2, 4, 20),)
     region = one_region(network_of("conv1d"), example)
-    check(region, region.module, example, None)
+    check(region, region.module, example, Options(1))
 
     def fixed(x: Tensor) -> tuple[Tensor, ...]:
         return region.module(nn.functional.pad(x[:, :, :20], (0, max(0, 20 - x.shape[2]))))
 
     with pytest.raises(RuntimeError, match="a size was fixed"):
-        check(region, fixed, example, None)
+        check(region, fixed, example, Options(1))
 
 
 def test_check_finds_wrong_numbers() -> None:
     example = (torch.randn(2, 4, 20),)
     region = one_region(network_of("conv1d"), example)
     with pytest.raises(RuntimeError, match="is wrong"):
-        check(region, lambda x: (region.module(x)[0] * 1.0001,), example, None)
-    check(region, lambda x: (region.module(x)[0] * 1.0001,), example, "bf16")
+        check(region, lambda x: (region.module(x)[0] * 1.0001,), example, Options(1))
+    check(region, lambda x: (region.module(x)[0] * 1.0001,), example, Options(1, "bf16"))
 
 
 @pytest.mark.parametrize("engine", each(ENGINES))

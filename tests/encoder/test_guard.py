@@ -455,12 +455,6 @@ def test_other_kinds_of_tensors() -> None:
     assert guard.check() == CHANGED
 
 
-def test_requires_grad() -> None:
-    assert Guard(nn.Linear(2, 2)).requires_grad is True
-    assert Guard(nn.Linear(2, 2).requires_grad_(False)).requires_grad is False
-    assert Guard(nn.ReLU()).requires_grad is False
-
-
 @pytest.mark.parametrize("arguments", [(1,), (nn.ReLU(), {"a"}), (None, frozenset())])
 def test_wrong_arguments_are_type_errors(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(TypeError):

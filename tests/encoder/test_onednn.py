@@ -19,6 +19,10 @@ from cnnlstm_fast.encoder.engines import ENGINES, Options
 from cnnlstm_fast.encoder.region import Region, TensorSpec
 from cnnlstm_fast.encoder.regions import build_region
 
+needs_bf16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this CPU"
+)
+
 ENGINE = ENGINES["onednn"]
 aten = torch.ops.aten
 
@@ -519,6 +523,7 @@ def check_numbers(case: Case) -> None:
     assert all(torch.equal(tensor, weights[key]) for key, tensor in region.weights().items())
 
 
+@needs_bf16
 @pytest.mark.sampled(6)
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name in CASES if "PReLU" not in name])  # autocast raises for PReLU
@@ -531,6 +536,7 @@ def test_bf16_inside(name: str) -> None:
         check(region, run, lambda size=size: draw(size), torch.bfloat16, autocast=True)
 
 
+@needs_bf16
 @pytest.mark.parametrize(
     "name",
     ["conv1d", "conv2d", "residual", "squeeze-excite", "linear", "conv2d transposed", "conv3d transposed"],
@@ -684,6 +690,7 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     assert str(dtype).removeprefix("torch.") in (ENGINE.supports(region, Options(2)) or "")
 
 
+@needs_bf16
 def test_float32_and_bf16_are_supported() -> None:
     region = region_of(nn.Conv2d(3, 4, 3), torch.randn(IMAGE))
     assert ENGINE.supports(region, Options(2)) is None

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path[:0] = [  # run as a program, too
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1] / "cuda"),
-]
-
-from test_gpu import ALGORITHMS, Algorithm, layer, step
+from test_gpu import ALGORITHMS, ROOT, Algorithm, layer, step
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
@@ -48,35 +42,40 @@ def test_a_new_length_or_batch_compiles_nothing(algorithm: Algorithm) -> None:
     assert compiled() == before
 
 
-def test_an_endless_wait_ends_with_an_error() -> None:
+WAITING = """
+import sys, time, torch, triton
+from cnnlstm_fast.recurrent.backends import triton as backend
+backend.kernels()
+from cnnlstm_fast.kernels.barrier import wait
+
+@triton.jit
+def waiting(arrivals):
+    wait(arrivals, 2, 1)
+
+# its only program has arrived once, and never will again
+arrivals = torch.ones(1, dtype=torch.int32, device="cuda")
+start = time.perf_counter()
+waiting[(1,)](arrivals)
+try:
+    torch.cuda.synchronize()
+except RuntimeError as error:
+    print(time.perf_counter() - start, str(error).splitlines()[0], file=sys.stderr)
+"""
+
+
+def test_an_endless_wait_ends_with_an_error(tmp_path: Path) -> None:
     """In a separate process, which cannot use the GPU afterwards."""
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=60)
+    script = tmp_path / "waiting.py"  # Triton reads a kernel's source from its file
+    script.write_text(WAITING)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "a program waited for the others for too long" in done.stdout  # the kernel's own message
     seconds, error = done.stderr.splitlines()[-1].split(maxsplit=1)
     assert "CUDA error" in error and 0.1 < float(seconds) < 30, done.stderr
     assert torch.ones(3, device="cuda").sum() == 3  # other processes can still use it
-
-
-if __name__ == "__main__":
-    from cnnlstm_fast.recurrent.backends import triton as backend
-
-    backend.kernels()
-    import triton
-
-    from cnnlstm_fast.kernels.barrier import wait
-
-    @triton.jit
-    def waiting(arrivals):
-        wait(arrivals, 2, 1)
-
-    # its only program has arrived once, and never will again
-    arrivals = torch.ones(1, dtype=torch.int32, device="cuda")
-    waiting.warmup(arrivals, grid=(1,))
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    waiting[(1,)](arrivals)
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        print(time.perf_counter() - start, str(error).splitlines()[0], file=sys.stderr)

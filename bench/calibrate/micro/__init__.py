@@ -46,8 +46,12 @@ def costs(native: Any, gpu: dict[str, Any], roofline: Roofline, issue: float) ->
             # of the cluster size that most calls use
             if blocks <= 8:
                 found["cluster"] = bandwidth
-    # A grid's exchange includes a barrier, which plans count separately, like the bytes through L2.
-    found["word"] = max(exchange(False, min(32, multiprocessors))[0] - barrier, 0.0)
+    # A grid's exchange includes a barrier, which plans count separately. With two blocks each thread loads all its
+    # words at once.
+    found["word"] = max(native.micro_exchange(False, False, SMALL, 2) - barrier, 0.0)
+    # Of 16 small blocks' words a thread has two turns of four, of 32 blocks' four.
+    two, four = (native.micro_exchange(False, False, SMALL, min(n, multiprocessors)) for n in (16, 32))
+    found["word_turn"] = max(four - two, 0.0) / 2
     return found | {
         "l2_sm": native.micro_l2(1),
         "l2": native.micro_l2(multiprocessors),

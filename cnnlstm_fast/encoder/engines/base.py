@@ -19,10 +19,12 @@ several threads may call it at once."""
 @dataclass(frozen=True)
 class Options:
     """How a region is to be run. ``threads``: at most so many; ``precision``: None for the dtype of the region's
-    tensors, "bf16" for products of bfloat16 with the same dtypes at the borders."""
+    tensors, "bf16" for products of bfloat16 with the same dtypes at the borders; ``known``: the engine was built for
+    this region before, and compared with it at other sizes then."""
 
     threads: int
     precision: str | None = None
+    known: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from torch import Tensor
 from ...contract import Result, compare
 from ..agreement import first_line
 from ..region import Region
-from .base import Run
+from .base import Options, Run
 from .cast import cast
 from .sizes import Sizes, all_changed, shapes, sizes_of, with_ones
 
 
-def check(region: Region, run: Run, example: tuple[Tensor, ...], precision: str | None) -> None:
-    """Compares an engine with the region at the example's sizes, with all open sizes changed, and with each of them 1.
+def check(region: Region, run: Run, example: tuple[Tensor, ...], options: Options) -> None:
+    """Compares an engine with the region at the example's sizes, with all open sizes changed, and with each of them 1,
+    unless an earlier build was.
 
     The limit is that of ``contract.bound``, with PyTorch's error in the dtype of the products.
 
@@ -24,8 +25,11 @@ def check(region: Region, run: Run, example: tuple[Tensor, ...], precision: str 
         RuntimeError: the engine fails, or a result has another shape or is too far off. This finds an engine that fixed
             a size by the example, as exporters do without a word.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    eager = cast(region, dtype) if precision == "bf16" else region.module
+    if options.known:
+        return
+    narrow = options.precision == "bf16"
+    dtype = torch.bfloat16 if narrow else torch.float32
+    eager = cast(region, dtype) if narrow else region.module
     exact = cast(region, torch.float64)
     with torch.no_grad():
         for sizes in (sizes_of(region, example), all_changed(region, example), *with_ones(region, example)):

@@ -25,15 +25,14 @@ MOST_SIZES = 1024
 def _supports(region: Region, options: Options) -> str | None:
     return first_reason(
         (options.precision not in (None, "bf16"), f"it does not compute in {options.precision}"),
-        (
-            not any(map(shutil.which, _compilers())),
-            "it needs a C++ compiler, and there is none (CXX, g++, clang++)",
-        ),
+        (not has_compiler(), "it needs a C++ compiler, and there is none (CXX, g++, clang++)"),
     )
 
 
-def _compilers() -> Sequence[str]:
-    return [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+def has_compiler() -> bool:
+    """Whether there is the C++ compiler that TorchInductor needs."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    return any(map(shutil.which, names))
 
 
 def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run:
@@ -51,7 +50,7 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
     if not holds(tuple(t.shape for t in example)):
         raise RuntimeError("the compiled code excludes the sizes of the example")
     run = _run(region, compiled, holds)
-    check(region, run, example, options.precision)
+    check(region, run, example, options)
     return run
 
 

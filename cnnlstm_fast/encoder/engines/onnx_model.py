@@ -17,11 +17,12 @@ from torch import Tensor, fx
 
 from ..agreement import first_line
 from ..region import Region
+from . import onnx_files
 
 _LEGACY_EXPORTER = "torch.onnx._internal.torchscript_exporter"
 
 _lock = threading.Lock()  # the exporter's settings are global
-_last: tuple[weakref.ref[Region], bytes, bytes] | None = None
+_last: tuple[weakref.ref[Region], str, bytes] | None = None
 """The region that was exported last, a digest of its weights at that time, and its model."""
 
 
@@ -29,7 +30,8 @@ def onnx_model(region: Region, example: tuple[Tensor, ...]) -> bytes:
     """The region with its weights as an ONNX model, whose inputs and outputs are named by ``names``.
 
     The sizes that vary in ``region.inputs`` are left open as far as the exporter can: a caller must run the result at
-    other sizes. The last model is kept for as long as its region lives, so that two engines share one export.
+    other sizes. The last model is kept for as long as its region lives, so that two engines share one export, and on
+    disk.
 
     Raises:
         RuntimeError: an operator has no counterpart in ONNX.
@@ -40,7 +42,10 @@ def onnx_model(region: Region, example: tuple[Tensor, ...]) -> bytes:
         if _last is not None and _last[0]() is region and _last[1] == digest:
             return _last[2]
         _last = None  # before the next one is made: a model is as large as its weights
-        model = _export(region, example)
+        model = onnx_files.load(digest)
+        if model is None:
+            model = _export(region, example)
+            onnx_files.store(digest, model)
         _last = weakref.ref(region, _forget), digest, model
         return model
 
@@ -65,13 +70,13 @@ def _forget(region: weakref.ref[Region]) -> None:
         _last = None
 
 
-def _digest(region: Region) -> bytes:
-    """Of the contents of the weights, since some edits change no version."""
-    found = hashlib.sha1(usedforsecurity=False)
+def _digest(region: Region) -> str:
+    """Of all that the model depends on, the contents of the weights included, since some edits change no version."""
+    found = hashlib.sha256(f"{torch.__version__} {region.inputs} {region.module.code}".encode())
     for name, tensor in region.weights().items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.digest()
+    return found.hexdigest()
 
 
 def _export(region: Region, example: tuple[Tensor, ...]) -> bytes:

@@ -35,11 +35,11 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
     try:
         level = levels.ORT_ENABLE_ALL
         run = _run(region, _session(model, options.threads, level))
-        check(region, run, example, None)
+        check(region, run, example, options)
     except Exception:  # its last level, which changes layouts, has had faults that the one below has not
         level = levels.ORT_ENABLE_EXTENDED
         run = _run(region, _session(model, options.threads, level))
-        check(region, run, example, None)
+        check(region, run, example, options)
     if options.threads > 1 and min(timing.timed(lambda: run(*example)) for _ in range(3)) < SHORT:
         single = _run(region, _session(model, 1, level))
         times = timing.interleave({"many": lambda: run(*example), "one": lambda: single(*example)}, 0.1, 20)

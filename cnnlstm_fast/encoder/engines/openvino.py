@@ -42,7 +42,7 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
         "INFERENCE_PRECISION_HINT": "bf16" if options.precision == "bf16" else "f32",
     }
     run = _run(region, _core().compile_model(model, "CPU", settings))
-    check(region, run, example, options.precision)
+    check(region, run, example, options)
     return run
 
 

@@ -49,7 +49,9 @@ def _forward(
     bias = count // directions >= 4
 
     def run(x: Tensor, h: Tensor, c: Tensor, w: list[Tensor], layers: int) -> tuple[Tensor, Tensor, Tensor]:
-        train = dropout > 0.0
+        # cuDNN saves what its backward pass needs only in training mode
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h, c, *w))
+        train = dropout > 0.0 or (x.is_cuda and wanted)
         if batch_sizes is None:
             return torch.lstm(x, (h, c), w, bias, layers, dropout, train, bidirectional, False)
         return torch.lstm(x, batch_sizes, (h, c), w, bias, layers, dropout, train, bidirectional)

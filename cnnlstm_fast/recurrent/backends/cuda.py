@@ -17,7 +17,7 @@ from torch import Tensor
 from ... import _native
 from ..canonical import LSTMSpec
 from . import measured
-from .base import Backend, MeasuredSpeed, Outputs
+from .base import Backend, MeasuredSpeed, Outputs, constant
 from .cuda_plan import describe
 
 OLDEST = 80
@@ -49,6 +49,7 @@ def _supports(spec: LSTMSpec) -> str | None:
     return reason
 
 
+@constant
 def _missing(sm: int) -> str | None:
     """Why what was built does not run on a GPU of compute capability sm / 10."""
     if not _native.available:

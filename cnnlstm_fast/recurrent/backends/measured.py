@@ -132,13 +132,11 @@ class Table:
 
 def kind(spec: LSTMSpec) -> str:
     """The name of the kind that a call belongs to. On a CPU the time of a stack is that of its layers; cuDNN runs
-    layers concurrently, so that stacks are separate kinds on a GPU. There float16 uses the points of bfloat16, which
-    tensor cores multiply at the same rate."""
+    layers concurrently, so that stacks are separate kinds on a GPU."""
     on_gpu = spec.device == "cuda"
-    dtype = torch.bfloat16 if on_gpu and spec.dtype == torch.float16 else spec.dtype
     mode = "training" if spec.grad else "inference"
     stacked = on_gpu and spec.num_layers > 1
-    name = f"{str(dtype).removeprefix('torch.')} {mode}"
+    name = f"{str(spec.dtype).removeprefix('torch.')} {mode}"
     if spec.cell:
         return name + " cell"
     name += f" D={spec.directions}"

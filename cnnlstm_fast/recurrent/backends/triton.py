@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..canonical import LSTMSpec
 from . import measured
-from .base import Backend, MeasuredSpeed, Outputs
+from .base import Backend, MeasuredSpeed, Outputs, constant
 
 OLDEST = 8
 """Major compute capability: earlier GPUs have no bfloat16 and are not supported."""
@@ -26,13 +26,18 @@ def _supports(spec: LSTMSpec) -> str | None:
     interpreted = spec.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and (spec.device != "cuda" or torch.version.cuda is None):
         return f"it runs on NVIDIA GPUs, the tensors are on {spec.device}"
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed; pip install triton"
     if not interpreted and torch.cuda.get_device_capability()[0] < OLDEST:
         return f"it needs an NVIDIA GPU of compute capability {OLDEST}.0 or later"
     if spec.dtype == torch.float64:
         return "it computes in float32, bfloat16 and float16, the tensors are float64"
     return None
+
+
+@constant
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _pace(spec: LSTMSpec) -> MeasuredSpeed | None:

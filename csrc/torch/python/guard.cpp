@@ -1,11 +1,13 @@
 // cnnlstm_fast._guard: whether a captured region may run. Plain methods of Python's C interface: they are
 // called before every call of a region, and pybind11's own would take a large part of the time.
 #include <pybind11/pybind11.h>
+#include <torch/csrc/Dtype.h>
 
 #include <exception>
 #include <memory>
 
 #include "torch/python/call_state.h"
+#include "torch/python/gate.h"
 #include "torch/python/idle_team.h"
 #include "torch/python/snapshot.h"
 
@@ -26,6 +28,8 @@ PyObject* with_python_errors(Body body) {
   }
   return nullptr;
 }
+
+PyTypeObject* snapshot_type = nullptr;  // made with the module
 
 struct SnapshotObject {
   PyObject_HEAD cnnlstm::Snapshot* snapshot;
@@ -75,24 +79,102 @@ PyObject* snapshot_check(PyObject* self, PyObject*) {
   return with_python_errors([&] { return PyLong_FromLong(static_cast<long>(snapshot_of(self).check())); });
 }
 
-PyObject* snapshot_requires_grad(PyObject* self, void*) {
-  return PyBool_FromLong(snapshot_of(self).requires_grad());
-}
-
 PyMethodDef snapshot_methods[] = {
     {"check", snapshot_check, METH_NOARGS, "0: unchanged, 1: only weights changed, 2: changed."}, {}};
-PyGetSetDef snapshot_properties[] = {
-    {"requires_grad", snapshot_requires_grad, nullptr, "Whether one of the tensors did.", nullptr}, {}};
 PyType_Slot snapshot_slots[] = {{Py_tp_doc, const_cast<char*>("What a module and its submodules were.")},
                                 {Py_tp_new, reinterpret_cast<void*>(snapshot_new)},
                                 {Py_tp_dealloc, reinterpret_cast<void*>(snapshot_dealloc)},
                                 {Py_tp_traverse, reinterpret_cast<void*>(snapshot_traverse)},
                                 {Py_tp_clear, reinterpret_cast<void*>(snapshot_clear)},
                                 {Py_tp_methods, snapshot_methods},
-                                {Py_tp_getset, snapshot_properties},
                                 {}};
 PyType_Spec snapshot_spec = {"cnnlstm_fast._guard.Snapshot", sizeof(SnapshotObject), 0,
                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, snapshot_slots};
+
+// Of a snapshot, which it keeps alive.
+struct GateObject {
+  PyObject_HEAD PyObject* snapshot;
+  cnnlstm::Gate* gate;
+};
+
+GateObject& gate_of(PyObject* self) { return *reinterpret_cast<GateObject*>(self); }
+
+PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
+  PyObject *module, *snapshot, *kinds;
+  int threads;
+  if (!PyArg_ParseTuple(args, "OO!O!i:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
+                        &threads))
+    return nullptr;
+  return with_python_errors([&]() -> PyObject* {
+    std::vector<cnnlstm::Gate::Argument> arguments;
+    for (const py::handle kind : py::reinterpret_borrow<py::tuple>(kinds)) {
+      const auto [dtype, rank] = kind.cast<std::pair<py::object, int64_t>>();
+      if (!THPDtype_Check(dtype.ptr())) throw py::type_error("kinds must be pairs of a dtype and a rank");
+      arguments.push_back({reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type, rank});
+    }
+    auto gate = std::make_unique<cnnlstm::Gate>(module, snapshot_of(snapshot), std::move(arguments), threads);
+    PyObject* self = type->tp_alloc(type, 0);
+    if (self == nullptr) return nullptr;
+    Py_INCREF(snapshot);
+    gate_of(self).snapshot = snapshot;
+    gate_of(self).gate = gate.release();
+    return self;
+  });
+}
+
+int gate_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  Py_VISIT(gate_of(self).snapshot);
+  return 0;
+}
+
+void gate_dealloc(PyObject* self) {
+  PyObject_GC_UnTrack(self);
+  delete gate_of(self).gate;
+  Py_XDECREF(gate_of(self).snapshot);
+  PyTypeObject* type = Py_TYPE(self);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+// Whether there are two arguments, of which number `tuple` is one.
+bool two_arguments(PyObject* const* args, Py_ssize_t count, int tuple) {
+  if (count == 2 && PyTuple_CheckExact(args[tuple])) return true;
+  PyErr_SetString(PyExc_TypeError, "expected two arguments, one of them a tuple of tensors");
+  return false;
+}
+
+PyObject* gate_enter(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (!two_arguments(args, count, 1)) return nullptr;
+  return with_python_errors(
+      [&] { return PyLong_FromLong(static_cast<long>(gate_of(self).gate->enter(args[0], args[1]))); });
+}
+
+PyObject* gate_remember(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (!two_arguments(args, count, 0)) return nullptr;
+  return with_python_errors([&] {
+    gate_of(self).gate->remember(args[0], PyObject_IsTrue(args[1]) == 1);
+    return Py_NewRef(Py_None);
+  });
+}
+
+PyMethodDef gate_methods[] = {
+    {"enter", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_enter)), METH_FASTCALL,
+     "enter(module, tensors, /)\n--\n\nWhat becomes of a call: RUN, EAGER, SETTLE or ADMIT of guard.py."},
+    {"remember", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_remember)), METH_FASTCALL,
+     "remember(tensors, runs, /)\n--\n\nWhether calls with these shapes run from now on."},
+    {}};
+PyType_Slot gate_slots[] = {
+    {Py_tp_doc, const_cast<char*>("Gate(module, snapshot, kinds, threads)\n--\n\n"
+                                  "All that is asked before a call runs by engines, at once.\n\n"
+                                  "kinds: the dtype and the rank of each tensor of the captured call.")},
+    {Py_tp_new, reinterpret_cast<void*>(gate_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(gate_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(gate_traverse)},
+    {Py_tp_methods, gate_methods},
+    {}};
+PyType_Spec gate_spec = {"cnnlstm_fast._guard.Gate", sizeof(GateObject), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, gate_slots};
 
 PyObject* plain_call(PyObject*, PyObject* args) {
   return with_python_errors([&] { return PyBool_FromLong(cnnlstm::is_plain_call(args)); });
@@ -133,6 +215,8 @@ PYBIND11_MODULE(_guard, m) {
       "parallel region, not\n"
       "milliseconds, and so leave their cores to an engine with threads of its own.")
       .def(py::init<>());
-  m.add_object("Snapshot", py::reinterpret_steal<py::object>(PyType_FromSpec(&snapshot_spec)));
+  snapshot_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&snapshot_spec));
+  m.add_object("Snapshot", py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(snapshot_type)));
+  m.add_object("Gate", py::reinterpret_steal<py::object>(PyType_FromSpec(&gate_spec)));
   if (PyModule_AddFunctions(m.ptr(), functions) != 0) throw py::error_already_set();
 }

@@ -1,0 +1,23 @@
+"""The user's words for how a model is run around its LSTMs: of ``optimize`` and of ``torch.compile``'s options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .engines import ENGINES
+
+
+def check_options(encoder: Any, precision: Any) -> None:
+    """Refuses what names no engine or precision.
+
+    Raises:
+        ValueError: no engine or precision has that name.
+        RuntimeError: the named engine is not installed.
+    """
+    if encoder != "auto" and encoder not in ENGINES:
+        raise ValueError(f"encoder: expected 'auto' or one of {', '.join(ENGINES)}, got {encoder!r}.")
+    if precision not in (None, "bf16"):
+        raise ValueError(f"precision: expected None or 'bf16', got {precision!r}.")
+    missing = None if encoder == "auto" else ENGINES[encoder].missing()
+    if missing is not None:
+        raise RuntimeError(f"encoder: {encoder!r} is {missing}; or use 'auto'.")
