@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -65,7 +66,7 @@ def optimize(
             same dtypes outside. Needs ``example_inputs`` or a named ``encoder``.
         recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
             layers set their attribute of the same name. A cell, which runs one step, has no such attribute.
-        budget: seconds that the measurement may take, about.
+        budget: seconds that the measurement may take, about; half of it more where a loop over frames is measured.
 
     Raises:
         TypeError: model is not an nn.Module.
@@ -93,7 +94,8 @@ def optimize(
     with progress_bar() as progress:
         how = How(encoder, precision, time.monotonic() + budget, progress)
         prepare(model, as_arguments(example_inputs), {}, how)
-        fold_loops(model, as_arguments(example_inputs), {}, how)
+        deadline = max(how.deadline, time.monotonic() + budget / 2)
+        fold_loops(model, as_arguments(example_inputs), {}, replace(how, deadline=deadline))
         prepare_training(model, as_arguments(example_inputs), {}, how)
     return model
 

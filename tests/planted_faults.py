@@ -38,6 +38,7 @@ TRITON = "tests/triton/test_triton.py tests/triton/test_triton_barrier.py"
 PREPACKED = "tests/recurrent/test_prepacked.py"
 RUNNER = "tests/encoder/test_runner.py"
 PREPARE = "tests/encoder/test_prepare.py"
+FRAMES = "tests/encoder/test_frames.py"
 TRAINING = "tests/encoder/test_training.py"
 INT8 = "tests/recurrent/test_int8.py tests/recurrent/test_prepacked.py"
 
@@ -288,7 +289,7 @@ FAULTS = [
     ),
     Fault(
         "prepare: calls leave attributes",
-        "cnnlstm_fast/encoder/prepare.py",
+        "cnnlstm_fast/encoder/observe.py",
         "module.__dict__.update({k: v for k, v in before.items() if k != RUNNER})",
         "pass",
         PREPARE,
@@ -315,25 +316,46 @@ FAULTS = [
         PREPARE,
     ),
     Fault(
+        "frames: edited since",
+        "cnnlstm_fast/encoder/frame_runner.py",
+        " and _same_bits(frame, wanted)",
+        "",
+        FRAMES,
+    ),
+    Fault(
+        "frames: older weights",
+        "cnnlstm_fast/encoder/frame_runner.py",
+        "ahead.bound is not bound or ",
+        "",
+        FRAMES,
+    ),
+    Fault(
+        "frames: results share memory",
+        "cnnlstm_fast/encoder/frame_runner.py",
+        "result[self._next - 1].clone()",
+        "result[self._next - 1]",
+        FRAMES,
+    ),
+    Fault(
+        "frames: more rows than the example has",
+        "cnnlstm_fast/encoder/frame_runner.py",
+        "min(len(following), self.record.loop.rows // frame.size(0))",
+        "len(following)",
+        FRAMES,
+    ),
+    Fault(
+        "fold: rows that depend on each other for some numbers",
+        "cnnlstm_fast/encoder/fold.py",
+        "problem = _mixed(plan) or install",
+        "problem = install",
+        FRAMES,
+    ),
+    Fault(
         "regions: a view of an engine's output",
         "cnnlstm_fast/encoder/regions.py",
         "node.target = aten.reshape.default",
         "pass",
         "tests/encoder",
-    ),
-    Fault(
-        "frames: an edited frame",
-        "cnnlstm_fast/encoder/frame_runner.py",
-        " and _same_bits(frame, wanted)",
-        "",
-        "tests/encoder/test_frames.py",
-    ),
-    Fault(
-        "frames: rows that depend on each other",
-        "cnnlstm_fast/encoder/fold.py",
-        "if not agree(at_once, joined, None):",
-        "if False:",
-        "tests/encoder/test_frames.py",
     ),
     Fault(
         "dynamo: another set of weights",

@@ -6,8 +6,10 @@ import copy
 import functools
 import gc
 import json
+import os
 import pickle
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -233,11 +235,14 @@ def test_a_loop_runs_as_one_call(form: str) -> None:
     loop = runner_of(fast.cnn).record.loop
     assert loop is not None
     runs((model, fast), torch.randn(shape), [loop.rows] * (2 if form.startswith("two") else 1))
-    assert f"{loop.calls} calls run as one" in explain(fast)
+    text = explain(fast)
+    assert f"{loop.calls} calls run as one" in text and "cnn.0:" not in text
+    assert [name for name, m in fast.named_modules() if RUNNER in m.__dict__] == ["cnn", "head"]
 
 
 UNFOLDED: dict[str, Features] = {
     "another order": lambda cnn, x: [cnn(x[:, t]) for t in reversed(range(x.size(1)))],
+    "two swapped": lambda cnn, x: [cnn(x[:, t]) for t in (0, 1, 3, 2)],
     "some": lambda cnn, x: [cnn(x[:, t]) for t in range(x.size(1) - 1)],
     "no views": lambda cnn, x: [cnn(x[:, t] * 1.0) for t in range(x.size(1))],
     "one after the other": lambda cnn, x: [cnn(x[:, 0]), cnn(x[:, 0])],
@@ -315,7 +320,8 @@ def test_strange_views_stay_inside_of_their_tensor() -> None:
     ):
         found = loop.from_here(frame)
         assert found is None or torch.equal(found[0], frame)
-    for frame in (x, x[:, 0, :0], x[0, 0, 0, 0, 0]):
+    pairs = torch.view_as_real(torch.randn(2, 4, 2, 8, dtype=torch.complex64))
+    for frame in (x, x[:, 0, :0], x[0, 0, 0, 0, 0], pairs[:, 1]):
         found = loop.from_here(frame)
         assert found is None or len(found) == 1
 
@@ -618,6 +624,56 @@ def test_several_threads_at_once() -> None:
     assert not failed and runner_of(fast.cnn).folds
 
 
+def test_each_thread_has_its_own_loop() -> None:
+    _, fast = usual()
+    x, y = torch.randn(2, 2, 4, 2, 8, 8).clone().unbind(0)
+
+    def other() -> None:
+        with torch.no_grad():
+            fast.cnn(y.clone()[:, 0])
+
+    def loop() -> None:
+        for t in range(4):
+            fast.cnn(x[:, t])
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+
+    with torch.no_grad():
+        assert rows(fast.cnn, loop) == [8] * 5  # one of this thread, one of each other
+
+
+def test_a_shallow_copy() -> None:
+    model, fast = usual()
+    x = torch.randn(2, 4, 2, 8, 8)
+    with torch.no_grad():
+        fast.cnn(x[:, 0])
+        shallow = copy.copy(fast.cnn)
+        shallow._modules = {**fast.cnn._modules, "2": nn.Sigmoid()}
+        expected = model.cnn[1](model.cnn[0](x[:, 1])).sigmoid().flatten(1)
+        torch.testing.assert_close(shallow(x[:, 1]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_forked_child_runs_frame_by_frame() -> None:
+    model, fast = usual()
+    x = torch.randn(2, 4, 2, 8, 8)
+    with torch.no_grad():
+        fast.cnn(x[:, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python, that a process with threads forks
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)  # PyTorch's own threads do not survive a fork either
+            runner_of(fast.cnn)._look_ahead = lambda *args: os._exit(2)  # type: ignore[method-assign]
+            with torch.no_grad():
+                code = 0 if torch.allclose(fast(x), model(x), atol=1e-4) else 3
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_hooks() -> None:
     model, fast = usual()
     seen: list[tuple[int, ...]] = []
@@ -633,6 +689,12 @@ def test_autocast_and_other_arguments() -> None:
     model, fast = usual()
     x = torch.randn(2, 4, 2, 8, 8)
     with torch.no_grad():
+        fast.cnn(x[:, 0])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert fast.cnn(x[:, 1]).dtype == torch.bfloat16
+        fast.cnn(x[:, 0])
+        with pytest.raises(TypeError):
+            fast.cnn(x[:, 1], scale=2.0)
         with torch.autocast("cpu", torch.bfloat16):
             assert rows(fast.cnn, lambda: fast(x)) == []
         same(model, fast, x)
@@ -762,16 +824,29 @@ def test_what_was_found_faster_runs_at_once_also_without_an_engine(monkeypatch: 
 # ---------------------------------------------------------------- a whole model captured with its number of frames
 
 
-class Fixed(nn.Module):
-    """All frames' features side by side, so that their number is fixed."""
+class Encoder(nn.Module):
+    """The features of four frames, side by side."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.ModuleDict({"cnn": conv()})
+        self.cnn = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.size(1) != 4:
+            raise ValueError("four frames")
+        return torch.cat(plain(self.cnn, x), 1)
+
+
+class Fixed(nn.Module):
+    """A model around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
         self.head = nn.Linear(4 * 144, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.cat(plain(self.encoder["cnn"], x), 1))
+        return self.head(self.encoder(x))
 
 
 @pytest.mark.parametrize("faster", [True, False])
@@ -785,7 +860,7 @@ def test_a_captured_model_with_a_loop_inside(times: dict[str, float], faster: bo
     if faster:
         assert names == ["encoder.cnn", "head"]
         assert "it calls encoder.cnn in a loop, whose calls run as one" in text
-        assert rows(fast.encoder["cnn"], lambda: same(model, fast, x)) == [8]
+        assert rows(fast.encoder.cnn, lambda: same(model, fast, x)) == [8]
     else:
         assert names == [""] and "head:" not in text
         assert "encoder.cnn is called 4 times, one by one: all at once the model would take 3e+03 ms" in text
@@ -796,6 +871,8 @@ def test_a_captured_model_with_a_loop_inside(times: dict[str, float], faster: bo
         same(model, fast, x)
         assert ran == [True]  # it has its engines back
     same(model, fast, torch.randn(3, 4, 2, 8, 8))
+    text = explain(optimize(fast, x, encoder="eager"))
+    assert "encoder.cnn" not in text.replace("region 0: encoder.cnn", "")
 
 
 # ---------------------------------------------------------------- copies, revert, disk
@@ -881,7 +958,7 @@ def test_a_stored_plan_with_other_results_is_not_used() -> None:
 
 def test_no_budget() -> None:
     fast = optimize(Video().eval(), torch.randn(2, 4, 2, 8, 8), encoder="onednn", budget=0.0)
-    assert not folded(fast)
+    assert not folded(fast) and "nothing was left of `budget`" in explain(fast)
 
 
 @pytest.mark.serial
