@@ -213,8 +213,10 @@ def test_on_a_gpu_the_kernels_are_taken_where_they_were_measured_to_be_faster(
 def test_on_a_gpu_stacks_and_packed_sequences_are_kinds_of_their_own(gpu: Callable[..., None]) -> None:
     gpu(bfloat16_training_D2_stacked_packed=[point(1, 1, 64, 3.0)])
     spec = on_gpu(1, 1, 64, num_layers=4, packed=True, grad=True, bidirectional=True)
-    for dtype in (torch.bfloat16, torch.float16):
-        assert not triton_backend.BACKEND.measured_speed(spec._replace(dtype=dtype)).slow
+    assert not triton_backend.BACKEND.measured_speed(spec._replace(dtype=torch.bfloat16)).slow
+    # cuDNN is up to twelve times as fast in float16 (docs/notes/cuda.md)
+    other = triton_backend.BACKEND.measured_speed(spec._replace(dtype=torch.float16))
+    assert other.reason.startswith("nothing is known")
 
 
 def test_a_table_of_another_gpu_tells_nothing(gpu: Callable[..., None]) -> None:
@@ -236,8 +238,9 @@ def test_the_committed_tables_have_every_kind(path: Path) -> None:
     assert path.name == table.machine.file
     if path.parent.name == "cpu":
         assert table.kinds.keys() == KINDS
+    least = 50 if path.parent.name == "cpu" else 12
     for name, kind in table.kinds.items():
-        assert kind.made["source"] and len({p[:4] for p in kind.points}) == len(kind.points) > 50, name
+        assert kind.made["source"] and len({p[:4] for p in kind.points}) == len(kind.points) >= least, name
         assert all(0 < p.low <= p.ratio <= p.high for p in kind.points), name
 
 
