@@ -28,7 +28,8 @@ from cnnlstm_fast.timing import paired_ratio
 
 from ..cases import MODES, Call, Case
 from ..measure import environment
-from ..measure.runner import LEAST_ROUNDS, TURN, Plan, Runner
+from ..measure.inline import Inline
+from ..measure.runner import LEAST_ROUNDS, Plan, Runner, turn_of
 from ..report.record import BUSY, OURS, Row, write_whole
 
 ATEN = f"{OURS}:aten"
@@ -63,6 +64,8 @@ class Target:
     """Why there is nothing to measure."""
     flop_rate: float
     """A rough rate of the matrix products in FLOP/s, to estimate how long the run takes."""
+    launch: Callable[[str], Inline] | None = None
+    """Where the candidates run; None: each in its own process."""
 
 
 def grid() -> Iterator[Call]:
@@ -114,7 +117,7 @@ def _gpu_target(backend: str) -> Target:
             return f"PyTorch {torch.__version__} sees no NVIDIA GPU"
         return BACKENDS[backend].supports(next(gpu_grid()).case.spec("inference", "f32", "cuda"))
 
-    return Target(backend, "cuda", lambda: Gpu(torch.cuda.get_device_name()), gpu_grid, missing, 2e13)
+    return Target(backend, "cuda", lambda: Gpu(torch.cuda.get_device_name()), gpu_grid, missing, 2e13, Inline)
 
 
 TARGETS = {
@@ -141,12 +144,13 @@ def flop(call: Call) -> float:
     return once * (3 if call.mode == "training" else 1)
 
 
-def expected_seconds(call: Call, seconds: float, flop_rate: float) -> float:
+def expected_seconds(call: Call, seconds: float, flop_rate: float, device: str = "cpu") -> float:
     """A rough estimate of how long it takes to measure a call, set-up included."""
     c = call.case
     weights = 4.0 * c.H * (c.I + c.H) * c.directions
     once = 5e-5 + 2e-5 * c.T * c.directions + flop(call) / flop_rate + weights / 3e9
-    turns = 2 * max(LEAST_ROUNDS, seconds / TURN) * max(1.2 * TURN, 2 * once)
+    turn = turn_of(device)
+    turns = 2 * max(LEAST_ROUNDS, seconds / turn) * max(1.2 * turn, 2 * once)
     return 0.1 + turns + 4 * (3 * once + weights / 4e7)
 
 
@@ -210,13 +214,13 @@ def _measure(target: Target, plan: Plan, chosen: Sequence[Call], table: Table, p
     """Measures what the table lacks, and writes it after every call; returns how many failed."""
     made = _facts(plan)
     left = [call for call in chosen if not _known(table, call, made, plan.device)]
-    expected = [expected_seconds(call, plan.seconds, target.flop_rate) for call in left]
+    expected = [expected_seconds(call, plan.seconds, target.flop_rate, plan.device) for call in left]
     ahead = sum(expected)
     print(
         f"{len(left)} of {len(chosen)} calls to measure, about {ahead / 60:.0f} minutes: {path}", flush=True
     )
     start, begun, done, failed = time.monotonic(), 0.0, 0.0, 0
-    with Runner(plan, None) as runner:
+    with Runner(plan, None, target.launch) as runner:
         for number, (call, took) in enumerate(zip(left, expected, strict=True), 1):
             row = runner.measure(call)
             done += took

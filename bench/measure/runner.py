@@ -36,7 +36,13 @@ interval. A long call has one process: it differs less, and two would hold its d
 set-up is long."""
 LONG_SETUP = 2.0  # seconds
 TURN = 0.03  # seconds: long compared with the warm-up, short compared with drifts of the machine's speed
+GPU_TURN = 0.004  # seconds: there is no thread to wake, and the caches are small beside the work
 SETUP_LIMIT = 180.0  # seconds for set-up, first calls and results
+
+
+def turn_of(device: str) -> float:
+    """Seconds for which a candidate is timed before the next one's turn."""
+    return GPU_TURN if device == "cuda" else TURN
 
 
 class Worker(Protocol):
@@ -216,7 +222,8 @@ class Runner:
             slowest: seconds of the slowest candidate's call.
         """
         times: dict[str, list[list[float]] | str] = {name: [] for name in processes}
-        count = round(self.plan.seconds / max(TURN, slowest))
+        turn = turn_of(self.plan.device)
+        count = round(self.plan.seconds / max(turn, slowest))
         start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
         own = 0.0
         least = LEAST_ROUNDS if slowest < LONG_CALL else LEAST_LONG_ROUNDS
@@ -228,7 +235,7 @@ class Runner:
                     continue
                 try:
                     worker = self._worker(name, number % processes[name])
-                    answer = worker.request(SETUP_LIMIT, do="turn", seconds=TURN)
+                    answer = worker.request(SETUP_LIMIT, do="turn", seconds=turn)
                 except WorkerFailed as error:
                     times[name] = str(error)
                 else:

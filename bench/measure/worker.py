@@ -40,10 +40,14 @@ LONG_CALL = 0.3  # seconds: on such a call cold caches have no visible effect, s
 
 
 class Worker:
-    """Serves the requests for one candidate; tests use it without a process of its own."""
+    """Serves the requests for one candidate.
 
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
+    Args:
+        make: of a case's inputs.
+    """
+
+    def __init__(self, peer: Peer, make: Callable[..., Any] = build) -> None:
+        self.peer, self._make = peer, make
         self.job: Runnable | None = None
         self._call_s = 0.0
         self._synchronize = synchronizer("cpu")
@@ -57,7 +61,7 @@ class Worker:
         """
         self.job = None
         self._synchronize = synchronizer(device)
-        inputs = build(case, DTYPES[dtype], device)
+        inputs = self._make(case, DTYPES[dtype], device)
         peak = _gpu_peak() if device == "cuda" else _cpu_peak()
         start = time.perf_counter()
         # every implementation draws its masks differently: results are compared without dropout

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import one_thread, require_spec
-from test_bench_runner import Inline
 from torch import nn
 
 from bench.calibrate import choose
 from bench.cases import Call, Case
 from bench.measure import runner
-from bench.measure.candidates import candidate
+from bench.measure.inline import Inline
 from bench.measure.jobs import build, fast_job, pytorch_job
 from bench.measure.process import WorkerFailed
 from bench.measure.runner import Runner
@@ -42,7 +41,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(choose, "LARGE_STEPS", ())
     monkeypatch.setattr(runner, "TURN", 1e-4)
     monkeypatch.setattr(runner.machine, "busy_seconds", lambda: None)  # ignores other work on this machine
-    monkeypatch.setattr(Runner, "_process", lambda self, name: Inline(candidate(name)))
+    monkeypatch.setattr(Runner, "_process", lambda self, name: Inline(name))
     with one_thread():
         yield
 
@@ -153,7 +152,7 @@ def test_a_call_that_fails_is_named_and_left_out(
                 raise WorkerFailed("RuntimeError: out of sorts")
             return super().request(seconds, **request)
 
-    monkeypatch.setattr(Runner, "_process", lambda self, name: Broken(candidate(name)))
+    monkeypatch.setattr(Runner, "_process", lambda self, name: Broken(name))
     path = tmp_path / "table.json"
     assert run(path) == 1 and points(path) == 4
     assert "T3-B2-I16-H16-D1 training f32: FAILED: RuntimeError: out of sorts" in capsys.readouterr().out

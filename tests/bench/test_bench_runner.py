@@ -20,6 +20,7 @@ from bench import command
 from bench.cases import CASES, Call, Case
 from bench.measure import runner, worker
 from bench.measure.candidates import candidate
+from bench.measure.inline import Inline
 from bench.measure.jobs import fast_job
 from bench.measure.process import WorkerFailed, WorkerProcess
 from bench.measure.runner import Plan, Runner
@@ -29,8 +30,8 @@ from bench.report.record import OURS, PYTORCH, Row, load
 SMALL = Case("small", 5, 3, 6, 16, 1, True, "test")
 
 
-class Inline:
-    """A worker in this process."""
+class Spoiling(Inline):
+    """A worker in this process, whose results can be spoilt."""
 
     def __init__(self, peer: Peer, spoil: Callable[[Any], None] | None = None) -> None:
         self.worker, self.spoil = worker.Worker(peer), spoil
@@ -38,17 +39,12 @@ class Inline:
 
     def request(self, seconds: float, /, **request: Any) -> dict[str, Any]:
         self.turns += request["do"] == "turn"
-        found = worker.answer(self.worker, request)
-        if "error" in found:
-            raise WorkerFailed(found["error"])
+        found = super().request(seconds, **request)
         if self.spoil is not None and request.get("results"):
             results = torch.load(request["results"])
             self.spoil(results)
             torch.save(results, request["results"])
         return found
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +61,8 @@ def measure(
 ) -> Row:
     """With the results of ours spoilt."""
 
-    def launch(name: str) -> Inline:
-        return Inline(candidate(name), spoil if name == OURS else None)
+    def launch(name: str) -> Spoiling:
+        return Spoiling(candidate(name), spoil if name == OURS else None)
 
     with Runner(Plan(names, seconds=1e-3), None, launch) as run:
         return run.measure(call)
@@ -125,9 +121,9 @@ def test_a_wrong_result_is_never_timed(spoil: Callable[[Any], None], failure: st
 def test_the_others_are_checked_where_pytorch_itself_is_wrong() -> None:
     require_autocast()
 
-    def launch(name: str) -> Inline:
+    def launch(name: str) -> Spoiling:
         wrong = name == PYTORCH
-        return Inline(candidate(name), (lambda found: found["gradient of input"].neg_()) if wrong else None)
+        return Spoiling(candidate(name), (lambda found: found["gradient of input"].neg_()) if wrong else None)
 
     with Runner(Plan(seconds=1e-3), None, launch) as run:
         row = run.measure(Call(SMALL, "training", "amp"))
@@ -154,7 +150,7 @@ def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     processes: dict[str, list[int]] = {}
 
-    class Noted(Inline):
+    class Noted(Spoiling):
         def request(self, seconds: float, /, **request: Any) -> dict[str, Any]:
             if request["do"] == "turn":
                 order.append(self.worker.peer.name)
@@ -173,10 +169,10 @@ def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_long_calls_have_one_process_and_every_call_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LONG_CALL", 0.0)
-    workers: list[Inline] = []
+    workers: list[Spoiling] = []
 
-    def launch(name: str) -> Inline:
-        workers.append(Inline(candidate(name)))
+    def launch(name: str) -> Spoiling:
+        workers.append(Spoiling(candidate(name)))
         return workers[-1]
 
     with Runner(Plan(seconds=1e-3), None, launch) as run:
@@ -191,7 +187,7 @@ def test_missing_and_unsupported_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(runner.candidate.__globals__["PEERS"], "gone", gone)
     monkeypatch.setitem(runner.candidate.__globals__["PEERS"], "picky", picky)
     with Runner(
-        Plan((OURS, "gone", "picky"), seconds=1e-3), None, lambda name: Inline(candidate(name))
+        Plan((OURS, "gone", "picky"), seconds=1e-3), None, lambda name: Spoiling(candidate(name))
     ) as run:
         row = run.measure(Call(SMALL, "inference", "f32"))
         assert run.missing == {"gone": "no module no_such_module: pip install gone-package"}
@@ -307,9 +303,9 @@ def test_rows_of_one_mode_and_dtype(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_long_setup_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
 
-    def launch(name: str) -> Inline:
+    def launch(name: str) -> Spoiling:
         launched.append(name)
-        return Inline(candidate(name))
+        return Spoiling(candidate(name))
 
     monkeypatch.setattr(runner, "LONG_SETUP", 0.0)
     with Runner(Plan(seconds=1e-3), None, launch) as run:
