@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
@@ -153,7 +154,7 @@ def capture(
         raise CannotCaptureError(hook)
     # by a function, since export restores the attributes of a module
     found: list[tuple[tuple[Any, ...], pytree.TreeSpec]] = []
-    flat = _Flat(module, leaves, arguments, lambda kept, spec: found.append((kept, spec)))
+    flat = _Flat(_twin(module), leaves, arguments, lambda kept, spec: found.append((kept, spec)))
     with _quiet():
         groups = vary.find(flat.forward, tensors, deadline)
     reasons: list[str] = []
@@ -167,6 +168,16 @@ def capture(
         except CannotCaptureError as error:
             reasons.append(str(error))
     raise CannotCaptureError("; ".join(reasons))
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy with the same tensors: torch.export puts others in their place while it traces, which another thread that
+    calls the module would meet. The module itself, if it cannot be copied."""
+    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    try:
+        return copy.deepcopy(module, shared)
+    except Exception:
+        return module
 
 
 def _captured(

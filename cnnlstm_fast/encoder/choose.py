@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import math
+import operator
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..contract import FLOOR, bound, relative_error
 from ..timing import interleave
 from .agreement import agree, first_line
 from .capture import CannotCaptureError, flatten
 from .engines import ENGINES, Engine, Options, Run
+from .engines.check import check, forget
 from .plan import Plan
 from .record import Candidate, Record, RegionRecord
 from .region import Region
@@ -29,10 +30,13 @@ BETTER = 0.97
 MEASURE_SECONDS = 3.0
 """For all rounds together; at least ``MIN_ROUNDS`` rounds."""
 MIN_ROUNDS = 3
+WARM_UP_SECONDS = 5e-3
+"""Before each timed call: PyTorch's threads spin for 4 ms after the last parallel region of another candidate."""
 
 
 @dataclass
 class Chosen:
+    plan: Plan
     record: Record
     runs: dict[int, Run]
     """The engines that were chosen, built, by the region's number."""
@@ -53,11 +57,38 @@ class _Trial:
         return next(c for c in self.record.candidates if c.engine == engine)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """The example's call."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A plan with the engines that can run its regions."""
+
+    plan: Plan
+    options: Options
+    trials: list[_Trial]
+
+    def chosen(self, engines: Mapping[int, str]) -> Chosen:
+        for k, name in engines.items():
+            self.trials[k].record.engine = name
+        records = [trial.record for trial in self.trials]
+        record = Record(records, self.options.precision, threads=self.options.threads)
+        return Chosen(self.plan, record, {k: self.trials[k].runs[name] for k, name in engines.items()})
+
+
 Progress = Callable[[str], Any]
 
 
 def choose(
     plan: Plan,
+    whole: Plan | None,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -69,6 +100,8 @@ def choose(
     """Builds the engines, checks their results and measures them.
 
     Args:
+        plan: the module cut at its LSTMs.
+        whole: the module with its LSTMs as one region, for engines that have an LSTM of their own.
         encoder: "auto" or the name of an engine, which then runs every region that it can.
         deadline: by ``time.monotonic``; a compiler that would take longer is left out.
 
@@ -76,22 +109,26 @@ def choose(
         CannotCaptureError: the plan's results differ from those of the module.
         RuntimeError: the named engine runs no region.
     """
-    options = Options(torch.get_num_threads(), precision)
-    _, tensors, _ = flatten(args, kwargs)
+    call = _Call(module, args, kwargs, flatten(args, kwargs)[1])
+    threads = torch.get_num_threads()
     with torch.no_grad():
-        trials = _record_inputs(plan, module, args, kwargs, tensors)
-        _build(trials, encoder, options, deadline, progress)
+        parts = _Split(plan, Options(threads, precision, alone=plan.alone), _record_inputs(plan, call))
         if encoder != "auto":
-            return _insist(trials, encoder, options)
+            _build(parts.trials, dict.fromkeys(("eager", encoder)), parts.options, math.inf, progress)
+            return _insist(parts, encoder)
+        _build(parts.trials, ENGINES, parts.options, deadline, progress)
+        splits = [parts]
+        if whole is not None:
+            splits.append(_Split(whole, Options(threads, precision, alone=True), _record_inputs(whole, call)))
+            own_lstm = [name for name, engine in ENGINES.items() if engine.own_lstm]
+            _build(splits[1].trials, own_lstm, splits[1].options, deadline, progress)
         progress("measuring")
-        return _measure(trials, options, plan, module, args, kwargs, tensors)
+        return _measure(splits, call)
 
 
-def _record_inputs(
-    plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: tuple[Tensor, ...]
-) -> list[_Trial]:
+def _record_inputs(plan: Plan, call: _Call) -> list[_Trial]:
     """Runs the plan operator by operator, and keeps what each region is given."""
-    weights = plan.tensors_of(module)
+    weights = plan.tensors_of(call.module)
     regions = [build_region(str(k), graph, weights) for k, graph in enumerate(plan.regions)]
     given: dict[int, tuple[Tensor, ...]] = {}
 
@@ -102,10 +139,10 @@ def _record_inputs(
 
         return run
 
-    found = top_function(plan, module, weights, {k: recorder(k) for k in range(len(regions))})(*tensors)
-    expected = [
-        v for v in pytree.tree_leaves(original_forward(module, args, kwargs)) if isinstance(v, Tensor)
-    ]
+    recorders = {k: recorder(k) for k in range(len(regions))}
+    found = top_function(plan, call.module, weights, recorders)(*call.tensors)
+    leaves = pytree.tree_leaves(original_forward(call.module, call.args, call.kwargs))
+    expected = [v for v in leaves if isinstance(v, Tensor)]
     if not agree(found, expected, None):
         raise CannotCaptureError("its graph has other results than the module")
     return [
@@ -124,31 +161,35 @@ def _record_inputs(
 
 
 def _build(
-    trials: Iterable[_Trial], encoder: str, options: Options, deadline: float, progress: Progress
+    trials: Iterable[_Trial],
+    names: Iterable[str],
+    options: Options,
+    deadline: float,
+    progress: Progress,
 ) -> None:
-    names = list(ENGINES) if encoder == "auto" else list(dict.fromkeys(("eager", encoder)))
-    for name in names:
-        engine = ENGINES[name]
-        for trial in trials:
+    """Builds those engines for each region, and checks what they compute."""
+    for trial in trials:
+        for name in names:
+            engine = ENGINES[name]
             found = Candidate(name)
             trial.record.candidates.append(found)
             found.reason = engine.missing() or engine.supports(trial.region, options)
-            if found.reason is None and encoder == "auto" and _too_long(engine, trial, deadline):
-                found.reason = "not tried: its compiler would take longer than what was left of `budget`"
+            if found.reason is None and _too_long(engine, trial, deadline):
+                found.reason = "not tried: it would take longer than what was left of `budget`"
             if found.reason is not None:
                 continue
             progress(f"building {engine.title}")
             begun = time.perf_counter()
             try:
                 run = engine.build(trial.region, trial.inputs, options)
-                outputs = run(*trial.inputs)
+                found.setup = time.perf_counter() - begun
+                if name != "eager":
+                    check(trial.region, run, trial.inputs, options)
             except Exception as error:  # the reason, for explain
                 found.reason = f"{type(error).__name__}: {first_line(error)}"
                 continue
-            found.setup = time.perf_counter() - begun
-            found.reason = None if name == "eager" else _wrong(trial, outputs, options)
-            if found.reason is None:
-                trial.runs[name] = run
+            trial.runs[name] = run
+        forget()
 
 
 def _too_long(engine: Engine, trial: _Trial, deadline: float) -> bool:
@@ -156,138 +197,131 @@ def _too_long(engine: Engine, trial: _Trial, deadline: float) -> bool:
     return engine.setup_seconds > 0.0 and time.monotonic() + seconds > deadline
 
 
-def _wrong(trial: _Trial, outputs: tuple[Tensor, ...], options: Options) -> str | None:
-    """None if the outputs keep the contract, else by how much they do not."""
-    eager = trial.region.module(*trial.inputs)
-    try:
-        exact = copy.deepcopy(trial.region.module).double()(
-            *(t.double() if t.is_floating_point() else t for t in trial.inputs)
-        )
-    except Exception:  # such as operators with a dtype among their arguments: no reference in float64
-        return None if agree(outputs, eager, options.precision) else "its results differ from PyTorch's"
-    for found, usual, reference in zip(outputs, eager, exact, strict=True):
-        if found.shape != usual.shape or found.dtype != usual.dtype:
-            return f"its results are {found.dtype}{tuple(found.shape)} instead of {usual.dtype}{tuple(usual.shape)}"
-        if options.precision is not None or found.dtype not in FLOOR:
-            if not agree([found], [usual], options.precision):
-                return "its results differ from PyTorch's"
-            continue
-        error, usual_error = relative_error(found, reference), relative_error(usual, reference)
-        if error > bound(usual_error, found.dtype):
-            return f"its error is {error:.1e} where PyTorch's is {usual_error:.1e}"
-    return None
-
-
-def _insist(trials: list[_Trial], encoder: str, options: Options) -> Chosen:
-    for trial in trials:
-        trial.record.engine = encoder if encoder in trial.runs else "eager"
-    if not any(encoder in trial.runs for trial in trials):
+def _insist(split: _Split, encoder: str) -> Chosen:
+    if not any(encoder in trial.runs for trial in split.trials):
         raise RuntimeError(
-            f"encoder: {encoder!r} runs no part of this model: {trials[0].candidate(encoder).reason}; use 'auto'."
+            f"encoder: {encoder!r} runs no part of this model: {split.trials[0].candidate(encoder).reason}; use 'auto'."
         )
-    return _chosen(trials, options)
-
-
-def _chosen(trials: list[_Trial], options: Options) -> Chosen:
-    record = Record([trial.record for trial in trials], options.precision, threads=options.threads)
-    return Chosen(record, {k: trial.runs[trial.record.engine] for k, trial in enumerate(trials)})
+    return split.chosen({k: encoder if encoder in t.runs else "eager" for k, t in enumerate(split.trials)})
 
 
 class _Timed:
-    """A region's engine that keeps the time of each call."""
+    """A region's engine that can keep the time of each call."""
 
     def __init__(self, run: Run, times: list[float]) -> None:
         self._run, self._times = run, times
+        self.keeps = False
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         start = time.perf_counter()
         found = self._run(*inputs)
-        self._times.append(time.perf_counter() - start)
+        if self.keeps:
+            self._times.append(time.perf_counter() - start)
         return found
 
 
-class _Turn:
-    """Prepares a candidate's turn: its idle team, or none, as it would have it; and a call that is not timed, since the
-    other candidates have left their weights in the caches and their threads awake."""
+@dataclass(frozen=True)
+class _Assignment:
+    """A call of the model with these engines for its regions, by number."""
 
-    def __init__(
-        self, assignments: Mapping[str, dict[int, str]], calls: Mapping[str, Callable[[], Any]]
-    ) -> None:
-        self._assignments, self._calls = assignments, calls
+    call: Callable[[], Any]
+    engines: Mapping[int, str] = field(default_factory=dict)
+    timed: tuple[_Timed, ...] = ()
+
+
+class _Turns:
+    """Times assignments in turns. A turn begins with the idle team that the assignment would have, or none, and with
+    calls that are not timed: the other candidates have left their weights in the caches and their threads awake."""
+
+    def __init__(self, assignments: Sequence[_Assignment]) -> None:
+        self._assignments = {str(k): assignment for k, assignment in enumerate(assignments)}
         self._team: Any = None
 
-    def __call__(self, label: str) -> None:
-        engines = list(self._assignments.get(label, {}).values())
+    def medians(self, seconds: float) -> list[float]:
+        """Of each assignment's times."""
+        calls = {label: assignment.call for label, assignment in self._assignments.items()}
+        times = interleave(calls, seconds, min_rounds=MIN_ROUNDS, before=self._warm_up)
+        return [statistics.median(taken) for taken in times.values()]
+
+    def _warm_up(self, label: str) -> None:
+        assignment = self._assignments[label]
+        engines = assignment.engines.values()
         if not any(ENGINES[name].own_threads for name in engines):
             self._team = None
         elif self._team is None:
             self._team = idle_team(engines)
-        self._calls[label]()
+        for timed in assignment.timed:
+            timed.keeps = False
+        end = time.perf_counter() + WARM_UP_SECONDS
+        assignment.call()
+        while time.perf_counter() < end:
+            assignment.call()
+        for timed in assignment.timed:
+            timed.keeps = True
 
 
-def _measure(
-    trials: list[_Trial],
-    options: Options,
-    plan: Plan,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    tensors: tuple[Tensor, ...],
-) -> Chosen:
+def _measure(splits: Sequence[_Split], call: _Call) -> Chosen:
     """Every engine for all regions at once, then the best of each region together, against the module's own forward."""
-    weights = plan.tensors_of(module)
+    usual = _Assignment(lambda: original_forward(call.module, call.args, call.kwargs))
+    uniform = [
+        (split, engines, _assignment(split, engines, name, call))
+        for split in splits
+        for name, engines in _uniform(split)
+    ]
+    medians = _Turns([usual, *(assignment for *_, assignment in uniform)]).medians(MEASURE_SECONDS)[1:]
+    finalists: list[tuple[_Split, dict[int, str]]] = []
+    for split in splits:
+        own = [
+            (median, engines)
+            for median, (of, engines, _) in zip(medians, uniform, strict=True)
+            if of is split
+        ]
+        if own:
+            best = min(own, key=operator.itemgetter(0))[1]
+            mixed = {k: _fastest(trial) for k, trial in enumerate(split.trials)}
+            finalists += [(split, engines) for engines in ([best] if best == mixed else [best, mixed])]
+    last = [_assignment(split, engines, "last", call) for split, engines in finalists]
+    usual_s, *taken = _Turns([usual, *last]).medians(MEASURE_SECONDS / 2)
+    winner = min(range(len(finalists)), key=taken.__getitem__)
+    split, engines = finalists[winner]
+    chosen = split.chosen(engines)
+    chosen.record.eager, chosen.record.fast = usual_s, taken[winner]
+    if len(splits) > 1:
+        chosen.record.whole = splits[1].trials[0].record.candidates
+        chosen.record.parts = min(s for s, (of, _) in zip(taken, finalists, strict=True) if of is splits[0])
+    return chosen
 
-    def forward_by(assigned: dict[int, str], label: str) -> Callable[[], Any]:
-        runs = {
-            k: _Timed(trials[k].runs[name], trials[k].times.setdefault(label, []))
-            for k, name in assigned.items()
-        }
-        forward = top_function(plan, module, weights, runs, options.precision)
-        return lambda: forward(*tensors)
 
-    def usual() -> Any:
-        return original_forward(module, args, kwargs)
+def _uniform(split: _Split) -> Iterator[tuple[str, dict[int, str]]]:
+    """Each engine for all regions; where it does not run one, one that does."""
 
     def first_of(trial: _Trial, name: str) -> str:
         return name if name in trial.runs else next(n for n in ("onednn", "eager") if n in trial.runs)
 
-    labels = {
-        name: {k: first_of(trial, name) for k, trial in enumerate(trials)}
-        for name in ENGINES
-        if any(name in trial.runs for trial in trials)
-    }
-    calls = {"": usual, **{name: forward_by(assigned, name) for name, assigned in labels.items()}}
-    times = interleave(calls, MEASURE_SECONDS, min_rounds=MIN_ROUNDS, before=_Turn(labels, calls))
-    for trial in trials:
-        _pick(trial)
-    mixed = {k: trial.record.engine for k, trial in enumerate(trials)}
-    finalists = {name: assigned for name, assigned in labels.items() if assigned == mixed}
-    if not finalists:
-        best = min(labels, key=lambda name: statistics.median(times[name]))
-        finalists = {best: labels[best], "mixed": mixed}
-    calls = {
-        "": usual,
-        **{name: forward_by(assigned, f"{name} again") for name, assigned in finalists.items()},
-    }
-    again = interleave(calls, MEASURE_SECONDS / 2, min_rounds=MIN_ROUNDS, before=_Turn(finalists, calls))
-    winner = min(finalists, key=lambda name: statistics.median(again[name]))
-    for k, trial in enumerate(trials):
-        trial.record.engine = finalists[winner][k]
-    chosen = _chosen(trials, options)
-    chosen.record.eager = statistics.median(again[""])
-    chosen.record.fast = statistics.median(again[winner])
-    return chosen
+    for name in ENGINES:
+        if any(name in trial.runs for trial in split.trials):
+            yield name, {k: first_of(trial, name) for k, trial in enumerate(split.trials)}
 
 
-def _pick(trial: _Trial) -> None:
-    """Sets the region's engine to the fastest one, an earlier one of the table where they are close."""
-    for name in trial.runs:
-        if trial.times.get(name):
-            # two calls a turn, the first of which is not to be timed
-            trial.candidate(name).seconds = statistics.median(trial.times[name][1::2])
-    best = "eager"
+def _assignment(split: _Split, engines: Mapping[int, str], label: str, call: _Call) -> _Assignment:
+    """The times of its regions are kept under the label."""
+    runs = {
+        k: _Timed(split.trials[k].runs[name], split.trials[k].times.setdefault(label, []))
+        for k, name in engines.items()
+    }
+    weights = split.plan.tensors_of(call.module)
+    forward = top_function(split.plan, call.module, weights, runs, split.options.precision)
+    return _Assignment(lambda: forward(*call.tensors), engines, tuple(runs.values()))
+
+
+def _fastest(trial: _Trial) -> str:
+    """The region's fastest engine, an earlier one of the table where they are close."""
+    best: Candidate | None = None
     for candidate in trial.record.candidates:
-        current = trial.candidate(best).seconds
-        if candidate.seconds is not None and (current is None or candidate.seconds < BETTER * current):
-            best = candidate.engine
-    trial.record.engine = best
+        if candidate.engine not in trial.runs:
+            continue
+        candidate.seconds = statistics.median(trial.times[candidate.engine])
+        if best is None or best.seconds is None or candidate.seconds < BETTER * best.seconds:
+            best = candidate
+    assert best is not None
+    return best.engine

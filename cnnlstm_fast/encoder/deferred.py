@@ -21,7 +21,7 @@ from .modules import install, uninstall
 from .prepare import How, Outcome, outcomes, prepare
 from .progress import progress_bar
 from .record import Record
-from .runner import EAGER, RUNNER, original_forward
+from .runner import EAGER, RUNNER, no_result, original_forward
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Deferred:
     encoder: str
     precision: str | None
     budget: float
+
+    quick = staticmethod(no_result)
 
     @property
     def record(self) -> Record:

@@ -87,6 +87,10 @@ def _loop(record: Record) -> Iterator[str]:
 
 
 def _regions(record: Record) -> Iterator[str]:
+    if record.whole and record.parts is not None:
+        found = ", ".join(f"{c.engine} {_found(c)}" for c in record.whole if c.reason is None)
+        yield f"  as one, LSTMs included: {found or 'no engine runs it'}; by parts with fast LSTMs: {ms(record.parts)}"
+        yield from (f"    {c.engine}: {c.reason}" for c in record.whole if c.reason is not None)
     for k, region in enumerate(record.regions):
         yield f"  region {k}: {_covered(region)}"
         for candidate in region.candidates:

@@ -166,10 +166,10 @@ def _measured(module: nn.Module, at_once: Tensor, loop: Loop, how: How) -> Frame
     if time.monotonic() > how.deadline:
         raise CannotCaptureError("nothing was left of `budget` to try it at once")
     _clear(module)
-    plan, chosen = measure(module, (at_once,), {}, how)
+    chosen = measure(module, (at_once,), {}, how)
     chosen.record.loop = loop
-    runner = FrameRunner(plan, chosen.record, structure(module))
-    problem = _mixed(plan) or install_checked(module, runner, chosen.runs, (at_once,), {})
+    runner = FrameRunner(chosen.plan, chosen.record, structure(module))
+    problem = _mixed(chosen.plan) or install_checked(module, runner, chosen.runs, (at_once,), {})
     if problem is not None:
         raise CannotCaptureError(problem)
     return runner

@@ -12,9 +12,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import guard as guards
 from .agreement import first_line
+from .engines import Run
 from .plan import Plan
 from .record import Record
-from .runner import EAGER, Runner
+from .runner import EAGER, Runner, no_result
 
 MOST_UNFINISHED = 3
 """After so many loops in a row that ended before their last frame, frames are run one by one."""
@@ -133,6 +134,10 @@ class FrameRunner(Runner):
         self._local.unfinished += 1
         tensors = [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
         return _Ahead(bound, frames, [t.unflatten(0, (n, frame.size(0))) for t in tensors])
+
+    def bind(self, module: nn.Module, runs: dict[int, Run] | None = None) -> None:
+        super().bind(module, runs)
+        self.quick = no_result
 
     def _stop(self, reason: str) -> None:
         self.folds = False

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .. import _native
@@ -35,13 +35,25 @@ RUN, EAGER, SETTLE, ADMIT = range(4)
 have changed; its shapes have not been seen yet."""
 
 
-def _global_hooks() -> tuple[dict[int, Any], ...]:
+def global_hooks() -> tuple[dict[int, Any], ...]:
     """The dicts of hooks that run in every module."""
     return tuple(
         value
         for name, value in vars(torch_module).items()
         if name.startswith("_global_") and isinstance(value, dict)
     )
+
+
+_UNREAD = frozenset(
+    {
+        *("_backward_hooks", "_backward_pre_hooks", "_non_persistent_buffers_set"),
+        *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
+        *("_state_dict_hooks", "_state_dict_pre_hooks"),
+        *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    }
+)
+"""Entries of a module's ``__dict__`` whose contents do not matter to a call without gradient: only such calls run by
+engines. Most are empty dicts, and to read all those of a large model takes longer than what a small one computes."""
 
 
 class Guard:
@@ -62,9 +74,10 @@ class Guard:
     - ``CHANGED`` (2) if something other than the weights changed: a module's class, or an attribute of one of its
       classes (names that begin with two underscores count only for ``__call__`` and ``__getattr__``); an entry of
       a module's ``__dict__`` (``training`` is one) or an item of a dict, list or set in it (parameters, submodules
-      and hooks are there); a hook for all modules; a tensor's shape, dtype, device, layout, class or
-      ``requires_grad``. Objects are compared by identity, numbers and strings by value. A tensor that had several
-      names must keep them: if another one takes the place of one of them alone, that is CHANGED, too.
+      and forward hooks are there; hooks of the backward pass and of the state_dict do not count); a hook for all
+      modules; a tensor's shape, dtype, device, layout, class or ``requires_grad``. Objects are compared by
+      identity, numbers and strings by value. A tensor that had several names must keep them: if another one
+      takes the place of one of them alone, that is CHANGED, too.
     - ``WEIGHTS`` (1) if only tensors have other contents, memory or strides, or another tensor of the same kind
       stands in the place of one.
     - ``UNCHANGED`` (0) otherwise. What was changed and then changed back is unchanged, except for tensors whose
@@ -85,13 +98,20 @@ class Guard:
     __slots__ = ("_snapshot", "check")
 
     def __init__(self, module: nn.Module, ignored: frozenset[str] = frozenset()) -> None:
-        self._snapshot = Snapshot(module, ignored, nn.Module, _global_hooks())
+        self._snapshot = Snapshot(module, ignored, _UNREAD, nn.Module, global_hooks())
         self.check: Callable[[], int] = self._snapshot.check
 
-    def gate(self, module: nn.Module, kinds: tuple[tuple[torch.dtype, int], ...], threads: int) -> Any:
+    def gate(
+        self,
+        module: nn.Module,
+        kinds: tuple[tuple[torch.dtype, int], ...],
+        threads: int,
+        forward: Callable[..., tuple[Tensor, ...]],
+    ) -> Any:
         """All that is asked before a call of the guarded ``module`` runs by engines, built for so many threads.
 
         Args:
             kinds: the dtype and the rank of each tensor of the captured call, which are on the CPU.
+            forward: takes these tensors and returns those of the result, by the engines.
         """
-        return Gate(module, self._snapshot, kinds, threads)
+        return Gate(module, self._snapshot, kinds, threads, forward)

@@ -13,6 +13,10 @@ from ..recurrent import functional
 _ZEROS = (torch.ops.aten.new_zeros, torch.ops.aten.zeros)
 
 
+INSIDE = "inside"
+"""In the ``meta`` of a node of PyTorch's LSTM, and of its first states, that belong into a region."""
+
+
 class LSTMPlace(NamedTuple):
     """What is fixed of one LSTM call of a graph."""
 
@@ -42,6 +46,27 @@ def replace(node: fx.Node, k: int, path_of: dict[str, str]) -> LSTMPlace:
     first = weights[0]
     path = path_of.get(first.target, "") if first.op == "get_attr" else ""
     return LSTMPlace(path.rpartition(".")[0], bool(bidirectional), bool(all_cells))
+
+
+def to_pytorch(node: fx.Node) -> bool:
+    """Makes a node of the LSTM operator one of PyTorch's, to run inside of a region; returns whether it can be one that
+    other engines have, too."""
+    arguments: tuple[Any, ...] = node.args
+    x, h0, c0, weights, batch_sizes, lengths, reset, mask, bidirectional, _, all_cells, _ = arguments
+    if any(given is not None for given in (batch_sizes, lengths, reset, mask)) or all_cells:
+        return False
+    input_weight, hidden_weight, *others = (w.meta.get("spec") for w in weights)
+    if None in (input_weight, hidden_weight) or hidden_weight.shape[0] != 4 * hidden_weight.shape[1]:
+        return False
+    bias = bool(others) and len(others[0].shape) == 1
+    layers = len(weights) // ((2 + 2 * bias) * (1 + bool(bidirectional)))
+    node.target = torch.ops.aten.lstm.input
+    node.args = (x, [h0, c0], list(weights), bias, layers, 0.0, False, bool(bidirectional), False)
+    node.kwargs = {}
+    for inner in (node, h0, c0):
+        if inner is node or _packet(inner) in _ZEROS:
+            inner.meta[INSIDE] = True
+    return True
 
 
 def _packet(node: fx.Node) -> Any:

@@ -39,6 +39,17 @@ def runner_class(cls: Any) -> type:
             return trainer(cls.forward, self, args, kwargs)
         return cls.forward(self, *args, **kwargs)
 
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runner = self.__dict__.get(RUNNER)
+        if runner is not None and not kwargs and not torch.compiler.is_compiling():
+            try:
+                result = runner.quick(self, args)
+            except Exception as error:  # eager decides whether the argument is at fault or the engine
+                return runner.failed(self, args, kwargs, error)
+            if result is not None:
+                return result
+        return cls.__call__(self, *args, **kwargs)
+
     body = {
         "__class__": FastClass.__dict__["__class__"],
         "__reduce_ex__": FastClass.__reduce_ex__,
@@ -49,6 +60,9 @@ def runner_class(cls: Any) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
+    # nn.Module's own adds nothing but hooks, and what was captured has none
+    if cls.__call__ is nn.Module.__call__:
+        body["__call__"] = call
     return types.new_class(cls.__name__, (cls, RunnerClass), exec_body=lambda space: space.update(body))
 
 

@@ -66,6 +66,11 @@ class Plan:
         """Whether the result is one tensor."""
         return self.results == (TENSOR,) and self.result == pytree.tree_structure(0)
 
+    @property
+    def alone(self) -> bool:
+        """Whether one region is all that there is to compute."""
+        return len(self.regions) == 1 and not self.lstms
+
     @cached_property
     def lstm_weights(self) -> frozenset[str]:
         """The ``get_attr`` targets of the LSTMs' weights."""

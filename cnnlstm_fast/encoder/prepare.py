@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from .. import _native
 from . import cache
 from .agreement import agree, first_line
-from .capture import CannotCaptureError, capture, flatten
+from .capture import CannotCaptureError, Captured, capture, flatten
 from .choose import Chosen, Progress, choose
 from .engines import Run
 from .fingerprint import fingerprint, structure
@@ -23,6 +23,7 @@ from .modules import install, uninstall
 from .observe import Call, eval_mode, observe, restored
 from .plan import Plan
 from .record import Record
+from .regions import with_pytorch_lstms
 from .runner import EAGER, RUNNER, Runner, original_forward
 
 BUDGET = 20.0
@@ -125,9 +126,9 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if problem is None:
             return Outcome(runner.record)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
-    plan, chosen = measure(module, args, kwargs, how)
-    unstored = cache.store(key, plan, chosen.record)
-    runner = Runner(plan, chosen.record, structure(module))
+    chosen = measure(module, args, kwargs, how)
+    unstored = cache.store(key, chosen.plan, chosen.record)
+    runner = Runner(chosen.plan, chosen.record, structure(module))
     problem = install_checked(module, runner, chosen.runs, args, kwargs)
     if problem is not None:
         raise CannotCaptureError(problem)
@@ -143,9 +144,7 @@ def check_kind(module: nn.Module, tensors: Iterable[Tensor]) -> None:
         raise CannotCaptureError(f"it is on {other}, for which there is no engine yet")
 
 
-def measure(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How
-) -> tuple[Plan, Chosen]:
+def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> Chosen:
     """Captures the module and measures the engines.
 
     Raises:
@@ -154,12 +153,28 @@ def measure(
     how.progress("capturing")
     with restored(module):
         _check_attributes(module, args, kwargs)
-        plan = Plan.of(capture(module, args, kwargs, how.deadline))
+        captured = capture(module, args, kwargs, how.deadline)
+        plan = Plan.of(captured)
         if not plan.regions:
             raise CannotCaptureError("nothing in it is worth an engine")
-        return plan, choose(
-            plan, module, args, kwargs, how.encoder, how.precision, how.deadline, how.progress
+        return choose(
+            plan,
+            _whole(captured),
+            module,
+            args,
+            kwargs,
+            how.encoder,
+            how.precision,
+            how.deadline,
+            how.progress,
         )
+
+
+def _whole(captured: Captured) -> Plan | None:
+    """The module with its LSTMs as one region, if it has any and all are such as other engines have, too."""
+    found = with_pytorch_lstms(captured)
+    plan = None if found is None else Plan.of(found)
+    return plan if plan is not None and plan.alone else None
 
 
 def _check_attributes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -43,6 +43,10 @@ class Record:
     threads: int = 0
     cached: bool = False
     """Whether it was read from the disk."""
+    whole: list[Candidate] = field(default_factory=list)
+    """Engines that were tried for the module as a whole, with its LSTMs."""
+    parts: float | None = None
+    """The time of the best engines for the parts around its LSTMs, where that was compared with ``whole``."""
     loop: Loop | None = None
     """The loop over frames that runs as one call of the module; the sizes and times of the regions are of that call."""
 
@@ -70,7 +74,8 @@ class Record:
             for region in data["regions"]
         ]
         loop = None if data.get("loop") is None else Loop(**data["loop"])
-        return Record(**{**data, "regions": regions, "loop": loop})
+        whole = [Candidate(**c) for c in data["whole"]]
+        return Record(**{**data, "regions": regions, "whole": whole, "loop": loop})
 
 
 def ms(seconds: float) -> str:

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from . import lstm_call
 from .capture import CannotCaptureError, Captured
-from .lstm_call import LSTMPlace
+from .lstm_call import INSIDE, LSTMPlace
 from .region import Region
 
 aten = torch.ops.aten
@@ -61,6 +61,15 @@ def is_lstm(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is torch.ops.cnnlstm_fast.lstm.default
 
 
+def with_pytorch_lstms(captured: Captured) -> Captured | None:
+    """The captured call with PyTorch's own operator in the place of each LSTM, to be inside of a region; None where
+    there is no LSTM, or one that has lengths, resets or a projection, or returns all cells."""
+    graph = _copied(captured.graph)
+    lstms = [node for node in graph.nodes if is_lstm(node)]
+    good = bool(lstms) and all(lstm_call.to_pytorch(node) for node in lstms)
+    return replace(captured, graph=graph) if good else None
+
+
 def _is_size(node: fx.Node) -> bool:
     return "size" in node.meta or (node.op == "call_function" and node.target is aten.sym_size.int)
 
@@ -71,7 +80,7 @@ def _packet(node: fx.Node) -> Any:
 
 def _is_cut(node: fx.Node) -> bool:
     """Whether an engine must not see the operator: LSTMs, other recurrent layers, operators of other packages."""
-    if node.op != "call_function" or node.target is operator.getitem or _is_size(node):
+    if node.op != "call_function" or node.target is operator.getitem or _is_size(node) or INSIDE in node.meta:
         return False
     packet = _packet(node)
     return getattr(node.target, "namespace", "") != "aten" or packet in (
@@ -165,7 +174,7 @@ def _members(graph: fx.Graph, constants: set[fx.Node]) -> dict[int, set[fx.Node]
             members.setdefault(level[node], set()).add(node)
     for k in list(members):
         _trim(members[k])
-        if not any(_packet(node) in HEAVY for node in members[k]):
+        if not any(_packet(node) in HEAVY or INSIDE in node.meta for node in members[k]):
             del members[k]
     return members
 
@@ -181,7 +190,7 @@ def _trim(nodes: set[fx.Node]) -> None:
     while changed:
         changed = False
         for node in list(nodes):
-            if node not in nodes or _packet(node) not in CHEAP:
+            if node not in nodes or _packet(node) not in CHEAP or INSIDE in node.meta:
                 continue
             unit = {node, *(user for user in node.users if user.target is operator.getitem)}
             users = {user for member in unit for user in member.users} - unit

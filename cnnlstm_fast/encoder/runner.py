@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from .agreement import agree, first_line
 from .capture import TENSOR, has_hooks
 from .engines import ENGINES, Options, Run
 from .fingerprint import structure
-from .guard import UNCHANGED, Guard
+from .guard import UNCHANGED, Guard, global_hooks
 from .lstm_call import LSTMCall
 from .plan import Plan
 from .record import Record
@@ -34,6 +34,20 @@ EAGER: Any = object()
 CALLS_BEFORE_REBUILD = 3
 """After an edit of the weights, calls run eager until so many in a row have found the same ones."""
 _IGNORED = frozenset({RUNNER, TRAINER})
+_METHODS = {
+    "clone",
+    "contiguous",
+    "detach",
+    "expand",
+    "flatten",
+    "movedim",
+    "narrow",
+    "permute",
+    "reshape",
+    "select",
+}
+_METHODS |= {"squeeze", "t", "transpose", "unflatten", "unsqueeze", "view"}
+"""Operators of a top graph that are methods of a tensor with the same arguments."""
 
 
 @dataclass
@@ -41,8 +55,7 @@ class _Bound:
     """A plan with the weights of one moment."""
 
     gate: Any
-    forward: Any
-    """Takes the tensors of a call and returns those of its result."""
+    """With the function that takes the tensors of a call and returns those of its result, ``forward``."""
     team: Any = None
     """Lives as long as an engine with threads of its own."""
     kinds: dict[Any, bool] = field(default_factory=dict)
@@ -60,6 +73,9 @@ class Runner:
     def __init__(self, plan: Plan, record: Record, structure: str) -> None:
         self.plan, self.record, self.structure = plan, record, structure
         self.enabled = True
+        self.quick: Callable[[nn.Module, tuple[Any, ...]], Any] = no_result
+        """Takes the module and the arguments; the result of the call, if its shapes are known and all is unchanged,
+        else None. ``__call__`` answers the same calls, and all others."""
         self.notes: list[str] = []
         """What has happened since, for ``explain``."""
         self._lock = threading.Lock()
@@ -86,9 +102,9 @@ class Runner:
         ):
             return EAGER
         try:
-            return self._result(bound.forward(*tensors))
-        except Exception as error:  # eager decides whether the argument is at fault or the engine
-            return self._failed(bound, module, args, kwargs, error)
+            return self._result(bound.gate.forward(*tensors))
+        except Exception as error:
+            return self.failed(module, args, kwargs, error)
 
     def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
         """The tensors among the arguments, or None if the rest is not that of the captured call."""
@@ -144,26 +160,20 @@ class Runner:
         with torch.no_grad():
             expected = original_forward(module, args, kwargs)  # raises on invalid arguments, as it should
             try:
-                found = bound.forward(*tensors)
+                found = bound.gate.forward(*tensors)
             except Exception as error:
                 self.note(f"an engine failed: {type(error).__name__}: {first_line(error)}")
                 return False
         wanted = [v for v in pytree.tree_leaves(expected) if isinstance(v, Tensor)]
         return agree(found, wanted, self.record.precision)
 
-    def _failed(
-        self,
-        bound: _Bound,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        error: Exception,
+    def failed(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
     ) -> Any:
         """Runs the call eager after an engine has raised. If that raises, too, the argument was at fault."""
         result = original_forward(module, args, kwargs)
         message = f"an engine failed and is not used any more: {type(error).__name__}: {first_line(error)}"
-        self.enabled = False
-        self.note(message)
+        self._disable(message)
         warnings.warn(f"cnnlstm_fast: {message}. The model runs eager, with the same results.", stacklevel=4)
         return result
 
@@ -184,11 +194,14 @@ class Runner:
             try:
                 self.bind(module)
             except Exception as error:
-                self.enabled = False
-                self.note(
+                self._disable(
                     f"could not be built again for other weights: {type(error).__name__}: {first_line(error)}"
                 )
         return EAGER
+
+    def _disable(self, why: str) -> None:
+        self.enabled, self.quick = False, no_result
+        self.note(why)
 
     # ---------------------------------------------------------------- engines
 
@@ -202,7 +215,9 @@ class Runner:
             guard = Guard(module, _IGNORED)
             tensors = self.plan.tensors_of(module)
             # the choice has compared them at other sizes; the first call of each kind of sizes is compared, too
-            options = Options(torch.get_num_threads(), self.record.precision, known=True)
+            options = Options(
+                torch.get_num_threads(), self.record.precision, known=True, alone=self.plan.alone
+            )
             made = dict(runs or {})
             for k, choice in enumerate(self.record.regions):
                 if k not in made:
@@ -211,7 +226,11 @@ class Runner:
             forward = top_function(self.plan, module, tensors, made, self.record.precision)
             team = idle_team(region.engine for region in self.record.regions)
             kinds = tuple([(dtype, rank) for dtype, _, rank in self.plan.tensors])
-            self._bound = _Bound(guard.gate(module, kinds, options.threads), forward, team)
+            gate = guard.gate(module, kinds, options.threads, forward)
+            self._bound = _Bound(gate, team)
+            self.quick = (
+                gate.run if self.plan.flat and self.plan.single and _called_plainly(module) else no_result
+            )
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -221,6 +240,16 @@ class Runner:
         """Of a copy or pickle the engines are built at its first calls."""
         data = self.plan.to_json(), self.record.to_json()
         return restore_runner, (type(self), *data, self.structure, self.enabled)
+
+
+def _called_plainly(module: nn.Module) -> bool:
+    """Whether calling the module is no more than its forward. The guard sees where that changes."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, *global_hooks())
+    return not any(hooks) and module._compiled_call_impl is None
+
+
+def no_result(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """The ``quick`` of what is to be asked by ``__call__``."""
 
 
 def restore_runner(
@@ -271,7 +300,21 @@ def top_function(
         layer = module.get_submodule(place.module) if place.module else module
         backend = layer.backend if place.module and is_fast(layer) else "auto"
         names[f"lstm_{k}"] = LSTMCall(place, backend, dtype)  # type: ignore[arg-type]
-    return as_function(plan.top, SimpleNamespace(**names))
+    return as_function(_by_methods(plan.top), SimpleNamespace(**names))
+
+
+def _by_methods(top: fx.Graph) -> fx.Graph:
+    """The graph with methods of its tensors in the place of operators: to call ``aten.reshape`` takes several times as
+    long as ``x.reshape``."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(top, {}))
+    for node in graph.nodes:
+        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if name == "sym_size":
+            node.op, node.target = "call_method", "size"
+        elif getattr(node.target, "namespace", "") == "aten" and name in _METHODS:
+            node.op, node.target = "call_method", name
+    return graph
 
 
 def as_function(graph: fx.Graph, attributes: Any) -> Any:

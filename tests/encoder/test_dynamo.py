@@ -86,7 +86,9 @@ def bound() -> list[bool]:
 def by_engine(call: Callable[[], Any]) -> bool:
     """Whether one graph ran by its engines in the call."""
     ran: list[bool] = []
-    forwards = [(r._bound, r._bound.forward) for r in runners() if isinstance(r, Runner) and r._bound]
+    forwards = [
+        (r._bound.gate, r._bound.gate.forward) for r in runners() if isinstance(r, Runner) and r._bound
+    ]
     for holder, forward in forwards:
         holder.forward = lambda *tensors, forward=forward: (ran.append(True), forward(*tensors))[1]
     try:

@@ -202,7 +202,7 @@ def test_a_wrong_and_a_slow_engine_are_not_chosen(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(ENGINES, "onednn", replace(ENGINES["good"], name="onednn"))
     fast = optimize(Frames().eval(), torch.randn(8, 4, 3, 16, 16))
     text = explain(fast)
-    assert "its error is" in text and "not installed: pip install nothing" in text
+    assert "is wrong: error" in text and "not installed: pip install nothing" in text
     record = fast.__dict__[RUNNER].record if has_runner(fast) else prepare.outcomes[fast].record
     assert all(region.engine in ("eager", "good", "onednn") for region in record.regions)
     assert all(

@@ -20,17 +20,20 @@ several threads may call it at once."""
 class Options:
     """How a region is to be run. ``threads``: at most so many; ``precision``: None for the dtype of the region's
     tensors, "bf16" for products of bfloat16 with the same dtypes at the borders; ``known``: the engine was built for
-    this region before, and compared with it at other sizes then."""
+    this region before, and compared with it then; ``alone``: the region is all
+    of its module, so that nothing else follows a call at once."""
 
     threads: int
     precision: str | None = None
     known: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)
 class Engine:
     """One line of the table ``ENGINES``. ``build`` prepares a region and may raise any exception: its message is the
-    reason why the engine does not run the region. It copies what it needs of the weights, in a layout of its own."""
+    reason why the engine does not run the region. Who calls it compares the results (check.py). It copies what it needs
+    of the weights, in a layout of its own."""
 
     name: str
     title: str
@@ -46,6 +49,8 @@ class Engine:
     """About how many seconds it takes to build, for each operator of a region; 0 where it does not matter."""
     own_threads: bool = False
     """Whether threads other than PyTorch's do its work, which PyTorch's must leave their cores to."""
+    own_lstm: bool = False
+    """Whether it has an LSTM of its own, so that it can run a module as a whole."""
 
     def missing(self) -> str | None:
         """None, or which package is missing."""

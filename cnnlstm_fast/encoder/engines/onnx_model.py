@@ -20,6 +20,9 @@ from ..region import Region
 from . import onnx_files
 
 _LEGACY_EXPORTER = "torch.onnx._internal.torchscript_exporter"
+_OPSET = 18
+"""The oldest one of both exporters: ONNX Runtime has no fast kernel for the AveragePool of opset 19 and later (LeNet-5
+takes 360 us with it, else 208)."""
 
 _lock = threading.Lock()  # the exporter's settings are global
 _last: tuple[weakref.ref[Region], str, bytes] | None = None
@@ -72,7 +75,7 @@ def _forget(region: weakref.ref[Region]) -> None:
 
 def _digest(region: Region) -> str:
     """Of all that the model depends on, the contents of the weights included, since some edits change no version."""
-    found = hashlib.sha256(f"{torch.__version__} {region.inputs} {region.module.code}".encode())
+    found = hashlib.sha256(f"{torch.__version__} {_OPSET} {region.inputs} {region.module.code}".encode())
     for name, tensor in region.weights().items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -112,6 +115,7 @@ def _by_trace(region: Region, example: tuple[Tensor, ...]) -> bytes:
         input_names=inputs,
         output_names=outputs,
         dynamic_axes=dict(zip(inputs, _open(region), strict=True)),
+        opset_version=_OPSET,
     )
     return buffer.getvalue()
 
@@ -125,6 +129,7 @@ def _by_dynamo(region: Region, example: tuple[Tensor, ...]) -> bytes:
         input_names=inputs,
         output_names=outputs,
         dynamic_shapes=dims,
+        opset_version=_OPSET,
         verbose=False,
     )
     assert program is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from ..region import Region
+from ..region import Region, TensorSpec
 
 Sizes = dict[str, int]
 """By the names in ``TensorSpec.shape``."""
@@ -62,7 +62,7 @@ def accepts(region: Region, example: tuple[Tensor, ...], sizes: Sizes) -> bool:
             region.module(
                 *[
                     t.new_empty(shape)
-                    for t, shape in zip(example, shapes(region, example, sizes), strict=True)
+                    for t, shape in zip(example, shapes(region.inputs, example, sizes), strict=True)
                 ]
             )
     except (RuntimeError, IndexError, ValueError):
@@ -81,14 +81,14 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def shapes(region: Region, example: tuple[Tensor, ...], sizes: Sizes) -> list[list[int]]:
-    """The shapes of the inputs at these sizes."""
+def shapes(specs: tuple[TensorSpec, ...], example: tuple[Tensor, ...], sizes: Sizes) -> list[list[int]]:
+    """The shapes of a region's inputs at these sizes."""
     return [
         [
             sizes[size] if isinstance(size, str) else n
             for size, n in zip(spec.shape, tensor.shape, strict=True)
         ]
-        for spec, tensor in zip(region.inputs, example, strict=True)
+        for spec, tensor in zip(specs, example, strict=True)
     ]
 
 

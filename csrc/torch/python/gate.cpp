@@ -44,10 +44,11 @@ Entry Gate::enter(PyObject* module, PyObject* tensors) {
   // Engines' threads do not exist in a forked child; a shallow copy of the module has a runner, too.
   if (module != module_ || !fits(tensors) || !is_plain_call(tensors) || process_ != getpid())
     return Entry::kEager;
+  // before the snapshot, which takes longer; what requires a gradient now, but did not then, has changed
+  if (c10::GradMode::is_enabled() && (weights_require_grad_ || needs_grad(tensors))) return Entry::kEager;
   const Verdict verdict = snapshot_.check();
   if (verdict == Verdict::kChanged) return Entry::kEager;
   if (verdict != Verdict::kUnchanged || threads_ != at::get_num_threads()) return Entry::kSettle;
-  if (c10::GradMode::is_enabled() && (weights_require_grad_ || needs_grad(tensors))) return Entry::kEager;
   const auto found = runs_.find(key_);
   if (found == runs_.end()) return Entry::kAdmit;
   return found->second ? Entry::kRun : Entry::kEager;

@@ -1,8 +1,10 @@
 // cnnlstm_fast._guard: whether a captured region may run. Plain methods of Python's C interface: they are
 // called before every call of a region, and pybind11's own would take a large part of the time.
 #include <pybind11/pybind11.h>
+#include <structmember.h>
 #include <torch/csrc/Dtype.h>
 
+#include <cstddef>
 #include <exception>
 #include <memory>
 
@@ -38,18 +40,18 @@ struct SnapshotObject {
 cnnlstm::Snapshot& snapshot_of(PyObject* self) { return *reinterpret_cast<SnapshotObject*>(self)->snapshot; }
 
 PyObject* snapshot_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
-  static const char* names[] = {"module", "ignored", "module_class", "globals", nullptr};
-  PyObject *module, *ignored, *module_class, *globals;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!O!O!:Snapshot", const_cast<char**>(names), &module,
-                                   &PyFrozenSet_Type, &ignored, &PyType_Type, &module_class, &PyTuple_Type,
-                                   &globals))
+  static const char* names[] = {"module", "ignored", "unread", "module_class", "globals", nullptr};
+  PyObject *module, *ignored, *unread, *module_class, *globals;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!O!O!O!:Snapshot", const_cast<char**>(names), &module,
+                                   &PyFrozenSet_Type, &ignored, &PyFrozenSet_Type, &unread, &PyType_Type,
+                                   &module_class, &PyTuple_Type, &globals))
     return nullptr;
   return with_python_errors([&]() -> PyObject* {
     if (!PyObject_TypeCheck(module, reinterpret_cast<PyTypeObject*>(module_class)))
       throw py::type_error("module must be an nn.Module");
     // Before the object, which the collector can visit from its first moment on.
     auto snapshot = std::make_unique<cnnlstm::Snapshot>(
-        module, ignored, reinterpret_cast<PyTypeObject*>(module_class), globals);
+        module, ignored, unread, reinterpret_cast<PyTypeObject*>(module_class), globals);
     PyObject* self = type->tp_alloc(type, 0);
     if (self != nullptr) reinterpret_cast<SnapshotObject*>(self)->snapshot = snapshot.release();
     return self;
@@ -91,19 +93,19 @@ PyType_Slot snapshot_slots[] = {{Py_tp_doc, const_cast<char*>("What a module and
 PyType_Spec snapshot_spec = {"cnnlstm_fast._guard.Snapshot", sizeof(SnapshotObject), 0,
                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, snapshot_slots};
 
-// Of a snapshot, which it keeps alive.
+// Of a snapshot and a function, which it keeps alive.
 struct GateObject {
-  PyObject_HEAD PyObject* snapshot;
+  PyObject_HEAD PyObject *snapshot, *forward;
   cnnlstm::Gate* gate;
 };
 
 GateObject& gate_of(PyObject* self) { return *reinterpret_cast<GateObject*>(self); }
 
 PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
-  PyObject *module, *snapshot, *kinds;
+  PyObject *module, *snapshot, *kinds, *forward;
   int threads;
-  if (!PyArg_ParseTuple(args, "OO!O!i:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
-                        &threads))
+  if (!PyArg_ParseTuple(args, "OO!O!iO:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
+                        &threads, &forward))
     return nullptr;
   return with_python_errors([&]() -> PyObject* {
     std::vector<cnnlstm::Gate::Argument> arguments;
@@ -115,8 +117,8 @@ PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
     auto gate = std::make_unique<cnnlstm::Gate>(module, snapshot_of(snapshot), std::move(arguments), threads);
     PyObject* self = type->tp_alloc(type, 0);
     if (self == nullptr) return nullptr;
-    Py_INCREF(snapshot);
-    gate_of(self).snapshot = snapshot;
+    gate_of(self).snapshot = Py_NewRef(snapshot);
+    gate_of(self).forward = Py_NewRef(forward);
     gate_of(self).gate = gate.release();
     return self;
   });
@@ -125,6 +127,13 @@ PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
 int gate_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(gate_of(self).snapshot);
+  Py_VISIT(gate_of(self).forward);
+  return 0;
+}
+
+// Without its function it answers no call, and so breaks the cycle of a function that holds the module.
+int gate_clear(PyObject* self) {
+  Py_CLEAR(gate_of(self).forward);
   return 0;
 }
 
@@ -132,6 +141,7 @@ void gate_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   delete gate_of(self).gate;
   Py_XDECREF(gate_of(self).snapshot);
+  Py_XDECREF(gate_of(self).forward);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -150,6 +160,20 @@ PyObject* gate_enter(PyObject* self, PyObject* const* args, Py_ssize_t count) {
       [&] { return PyLong_FromLong(static_cast<long>(gate_of(self).gate->enter(args[0], args[1]))); });
 }
 
+PyObject* gate_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (!two_arguments(args, count, 1)) return nullptr;
+  return with_python_errors([&]() -> PyObject* {
+    const GateObject& gate = gate_of(self);
+    if (gate.forward == nullptr || gate.gate->enter(args[0], args[1]) != cnnlstm::Entry::kRun) Py_RETURN_NONE;
+    const auto forward = py::reinterpret_borrow<py::object>(gate.forward);
+    PyObject* found = PyObject_CallObject(forward.ptr(), args[1]);
+    if (found == nullptr || !PyTuple_CheckExact(found) || PyTuple_GET_SIZE(found) != 1) return found;
+    PyObject* result = Py_NewRef(PyTuple_GET_ITEM(found, 0));
+    Py_DECREF(found);
+    return result;
+  });
+}
+
 PyObject* gate_remember(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (!two_arguments(args, count, 0)) return nullptr;
   return with_python_errors([&] {
@@ -161,17 +185,26 @@ PyObject* gate_remember(PyObject* self, PyObject* const* args, Py_ssize_t count)
 PyMethodDef gate_methods[] = {
     {"enter", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_enter)), METH_FASTCALL,
      "enter(module, tensors, /)\n--\n\nWhat becomes of a call: RUN, EAGER, SETTLE or ADMIT of guard.py."},
+    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_run)), METH_FASTCALL,
+     "run(module, tensors, /)\n--\n\nforward(*tensors), without the tuple around a single result, if enter() "
+     "says RUN; else None."},
     {"remember", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_remember)), METH_FASTCALL,
      "remember(tensors, runs, /)\n--\n\nWhether calls with these shapes run from now on."},
     {}};
+PyMemberDef gate_members[] = {
+    {"forward", T_OBJECT_EX, offsetof(GateObject, forward), 0, "What a call that runs is answered by."}, {}};
 PyType_Slot gate_slots[] = {
-    {Py_tp_doc, const_cast<char*>("Gate(module, snapshot, kinds, threads)\n--\n\n"
-                                  "All that is asked before a call runs by engines, at once.\n\n"
-                                  "kinds: the dtype and the rank of each tensor of the captured call.")},
+    {Py_tp_doc,
+     const_cast<char*>("Gate(module, snapshot, kinds, threads, forward)\n--\n\n"
+                       "All that is asked before a call runs by engines, at once.\n\n"
+                       "kinds: the dtype and the rank of each tensor of the captured call; forward: takes "
+                       "them and returns a tuple of the result's.")},
     {Py_tp_new, reinterpret_cast<void*>(gate_new)},
     {Py_tp_dealloc, reinterpret_cast<void*>(gate_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(gate_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(gate_clear)},
     {Py_tp_methods, gate_methods},
+    {Py_tp_members, gate_members},
     {}};
 PyType_Spec gate_spec = {"cnnlstm_fast._guard.Gate", sizeof(GateObject), 0,
                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, gate_slots};

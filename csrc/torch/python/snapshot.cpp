@@ -86,8 +86,9 @@ struct Snapshot::Walk {
   std::unordered_map<PyObject*, int32_t> tensors;
 };
 
-Snapshot::Snapshot(PyObject* root, PyObject* ignored, PyTypeObject* module_class, PyObject* globals)
-    : ignored_(hold(ignored)) {
+Snapshot::Snapshot(PyObject* root, PyObject* ignored, PyObject* unread, PyTypeObject* module_class,
+                   PyObject* globals)
+    : ignored_(hold(ignored)), unread_(hold(unread)) {
   Walk walk{module_class, {root}, {root}, {}};
   walk_ = &walk;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(globals); ++i)
@@ -141,6 +142,7 @@ void Snapshot::add_container(PyObject* object, Kind kind) {
   const auto end = static_cast<uint32_t>(items_.size());
   containers_.push_back({object, version_of(object), begin, end, kind});
   for (uint32_t i = begin; i < end; ++i) {
+    if (is_unread(kind, items_[i].key)) continue;
     const int32_t tensor = add_value(items_[i].value, kind != Kind::kPlain);
     items_[i].tensor = tensor;
   }
@@ -178,6 +180,10 @@ bool Snapshot::is_left_out(Kind kind, PyObject* key) const {
   if (text == nullptr) throw py::error_already_set();
   const std::string_view name(text, size);
   return name.starts_with("__") && name != "__call__" && name != "__getattr__";
+}
+
+bool Snapshot::is_unread(Kind kind, PyObject* key) const {
+  return kind == Kind::kModule && PyUnicode_CheckExact(key) && PySet_Contains(unread_, key) == 1;
 }
 
 Verdict Snapshot::compare(const Item& item, PyObject* value) {

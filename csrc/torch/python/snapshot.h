@@ -18,8 +18,9 @@ namespace cnnlstm {
 class Snapshot {
  public:
   // `root` with all modules that it holds, and `globals`, a tuple of dicts. The keys in `ignored`, a set, are
-  // left out of the modules' __dict__.
-  Snapshot(PyObject* root, PyObject* ignored, PyTypeObject* module_class, PyObject* globals);
+  // left out of the modules' __dict__. Of the values of those in `unread` the items are not compared.
+  Snapshot(PyObject* root, PyObject* ignored, PyObject* unread, PyTypeObject* module_class,
+           PyObject* globals);
   Snapshot(const Snapshot&) = delete;
   Snapshot& operator=(const Snapshot&) = delete;
 
@@ -71,6 +72,7 @@ class Snapshot {
   void add_container(PyObject* object, Kind kind);
   int32_t add_value(PyObject* value, bool containers);
   bool is_left_out(Kind kind, PyObject* key) const;
+  bool is_unread(Kind kind, PyObject* key) const;
   Verdict compare(Container& container);
   Verdict compare(const Item& item, PyObject* value);
   Verdict take_replaced();
@@ -79,7 +81,7 @@ class Snapshot {
   Walk* walk_ = nullptr;  // only within the constructor
 
   std::vector<pybind11::object> held_;
-  PyObject* ignored_;
+  PyObject *ignored_, *unread_;
   std::vector<Class> classes_;
   std::vector<Module> modules_;
   std::vector<Container> containers_;

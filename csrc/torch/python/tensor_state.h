@@ -3,8 +3,8 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <array>
 #include <cstddef>
+#include <cstdint>
 
 namespace cnnlstm {
 
@@ -34,25 +34,27 @@ class TensorState {
   static constexpr std::size_t kLine = 64, kLines = 4, kSample = kLine * kLines;
 
   template <typename Visit>
-  bool for_each_piece(Visit visit) const;
-  bool same_sample() const;
+  void for_each_piece(Visit visit) const;
+  uint64_t hash_of_sample() const;
 
+  // All that a tensor without changes needs comes first, and fills two cache lines.
   PyObject* object_;
   // Where its parts were: only to load them early, for these may be gone.
   const void *impl_, *autograd_, *storage_ = nullptr;
   PyTypeObject* type_;
   c10::DispatchKeySet keys_;
+  const std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;          // of the storage
+  std::size_t sampled_bytes_ = 0;  // 0: no sample
+  uint64_t sample_ = 0;            // a hash: a copy would be four lines to load
+  uint64_t layout_ = 0;            // a hash of sizes and strides
+  uint32_t version_;
   caffe2::TypeMeta dtype_;
   c10::Device device_;
   bool requires_grad_;
   // Plain memory with strides. Of any other tensor (sparse, a wrapper) the version counter tells edits.
   bool strided_;
-  uint32_t version_;
-  const std::byte* data_ = nullptr;
-  std::size_t bytes_ = 0;          // of the storage
-  std::size_t sampled_bytes_ = 0;  // 0: no sample
-  c10::SmallVector<int64_t, 4> sizes_, strides_;
-  alignas(kLine) std::array<std::byte, kSample> sample_;
+  c10::SmallVector<int64_t, 4> sizes_;
 };
 
 }  // namespace cnnlstm
