@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .encoder.deferred import defer
-from .encoder.describe import describe
+from .encoder.describe import describe, engine_of
 from .encoder.fold import fold_loops
 from .encoder.modules import uninstall
 from .encoder.options import check_options
@@ -147,6 +147,10 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
         for spec in specs:
             lines.append(f"  call:     {spec}")
             lines += _choice_lines(spec, module.backend)  # type: ignore[arg-type]
+        if (engine := engine_of(model, name)) is not None:
+            lines.append(
+                f"  note:     without gradient it runs in {engine}, together with what is around it (below)"
+            )
         if seen is None and module.backend == "auto":
             lines.append("  note:     the choice depends on T and B: pass example_inputs to see it for yours")
     return "\n".join([*lines, *describe(model)])

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from .contract import APPROXIMATE, FLOOR, ErrorRow, Result, bound, compare
 from .encoder.modules import has_runner
-from .encoder.runner import CALLS_BEFORE_REBUILD, RUNNER
+from .encoder.runner import CALLS_BEFORE_REBUILD
+from .encoder.usual import RUNNER
 from .optimize import as_arguments, check_model, optimize, revert
 from .recurrent.backends import BACKENDS
 from .recurrent.class_swap import is_fast

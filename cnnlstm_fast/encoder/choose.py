@@ -7,15 +7,15 @@ import operator
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..timing import interleave
-from .agreement import agree, first_line
+from ..timing import timed as timer
+from .agreement import first_line
 from .capture import CannotCaptureError, flatten
 from .engines import ENGINES, Engine, Options, Run
 from .engines.check import check, forget
@@ -23,7 +23,8 @@ from .plan import Plan
 from .record import Candidate, Record, RegionRecord
 from .region import Region
 from .regions import build_region, with_ranks
-from .runner import idle_team, original_forward, top_function
+from .runner import idle_team, top_function
+from .usual import original_forward, same_results, tensors_of
 
 BETTER = 0.97
 """An engine is preferred to one before it in the table if its time is at most this share of that one's."""
@@ -32,6 +33,8 @@ MEASURE_SECONDS = 3.0
 MIN_ROUNDS = 3
 WARM_UP_SECONDS = 5e-3
 """Before each timed call: PyTorch's threads spin for 4 ms after the last parallel region of another candidate."""
+LONG_CALL = 0.1
+"""Seconds of a call on which cold caches and spinning threads have no visible effect."""
 
 
 @dataclass
@@ -120,6 +123,8 @@ def choose(
         splits = [parts]
         if whole is not None:
             splits.append(_Split(whole, Options(threads, precision, alone=True), _record_inputs(whole, call)))
+            for trial in splits[1].trials:  # its inputs are the module's
+                trial.region = replace(trial.region, conditions=whole.conditions)
             own_lstm = [name for name, engine in ENGINES.items() if engine.own_lstm]
             _build(splits[1].trials, own_lstm, splits[1].options, deadline, progress)
         progress("measuring")
@@ -141,9 +146,8 @@ def _record_inputs(plan: Plan, call: _Call) -> list[_Trial]:
 
     recorders = {k: recorder(k) for k in range(len(regions))}
     found = top_function(plan, call.module, weights, recorders)(*call.tensors)
-    leaves = pytree.tree_leaves(original_forward(call.module, call.args, call.kwargs))
-    expected = [v for v in leaves if isinstance(v, Tensor)]
-    if not agree(found, expected, None):
+    expected = tensors_of(original_forward(call.module, call.args, call.kwargs))
+    if not same_results(found, expected, None, call.module, call.args, call.kwargs):
         raise CannotCaptureError("its graph has other results than the module")
     return [
         _Trial(
@@ -193,8 +197,9 @@ def _build(
 
 
 def _too_long(engine: Engine, trial: _Trial, deadline: float) -> bool:
-    seconds = MEASURE_SECONDS * 2 + engine.setup_seconds * trial.record.operators
-    return engine.setup_seconds > 0.0 and time.monotonic() + seconds > deadline
+    setup = engine.setup_seconds * trial.record.operators
+    left = deadline - time.monotonic()
+    return (setup > 0.0 and setup + MEASURE_SECONDS * 2 > left) or (engine.modules != () and left < 0.0)
 
 
 def _insist(split: _Split, encoder: str) -> Chosen:
@@ -235,12 +240,15 @@ class _Turns:
 
     def __init__(self, assignments: Sequence[_Assignment]) -> None:
         self._assignments = {str(k): assignment for k, assignment in enumerate(assignments)}
+        self._took: dict[str, float] = {}
         self._team: Any = None
 
     def medians(self, seconds: float) -> list[float]:
         """Of each assignment's times."""
         calls = {label: assignment.call for label, assignment in self._assignments.items()}
-        times = interleave(calls, seconds, min_rounds=MIN_ROUNDS, before=self._warm_up)
+        self._took = {label: timer(call) for label, call in calls.items()}
+        rounds = MIN_ROUNDS if MIN_ROUNDS * sum(self._took.values()) < seconds else 1
+        times = interleave(calls, seconds, min_rounds=rounds, before=self._warm_up)
         return [statistics.median(taken) for taken in times.values()]
 
     def _warm_up(self, label: str) -> None:
@@ -252,10 +260,11 @@ class _Turns:
             self._team = idle_team(engines)
         for timed in assignment.timed:
             timed.keeps = False
-        end = time.perf_counter() + WARM_UP_SECONDS
-        assignment.call()
-        while time.perf_counter() < end:
+        if self._took[label] < LONG_CALL:
+            end = time.perf_counter() + WARM_UP_SECONDS
             assignment.call()
+            while time.perf_counter() < end:
+                assignment.call()
         for timed in assignment.timed:
             timed.keeps = True
 

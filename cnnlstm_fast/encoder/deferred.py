@@ -21,7 +21,8 @@ from .modules import install, uninstall
 from .prepare import How, Outcome, outcomes, prepare
 from .progress import progress_bar
 from .record import Record
-from .runner import EAGER, RUNNER, no_result, original_forward
+from .runner import EAGER, no_result
+from .usual import RUNNER, original_forward
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,25 @@ from .dynamo import compiled
 from .engines import ENGINES
 from .prepare import outcomes
 from .record import Candidate, Record, RegionRecord, ms
-from .runner import RUNNER, TRAINER
+from .runner import TRAINER, Runner
 from .training import TRAINING_HINT, trainings
+from .usual import RUNNER
 
 HINT = (
     "around the LSTMs: as PyTorch runs it; optimize(model, example_inputs) measures whether an engine runs the "
     "convolutions, linear layers and the like faster, and uses it"
 )
 DEFERRED = "will be captured at the first call (in eval mode, without gradient and hooks)"
+
+
+def engine_of(model: nn.Module, name: str) -> str | None:
+    """The title of the engine that runs the LSTM of that name as a part of a module; None if none does."""
+    for owner, module in model.named_modules():
+        runner = module.__dict__.get(RUNNER)
+        inside = not owner or name == owner or name.startswith(f"{owner}.")
+        if inside and isinstance(runner, Runner) and runner.record.whole and not runner.plan.lstms:
+            return ENGINES[runner.record.regions[0].engine].title
+    return None
 
 
 def describe(model: nn.Module) -> Iterator[str]:

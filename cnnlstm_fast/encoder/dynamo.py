@@ -20,7 +20,7 @@ from .engines.inductor import has_compiler
 from .modules import install
 from .options import check_options
 from .prepare import BUDGET
-from .runner import RUNNER
+from .usual import RUNNER
 
 graphs: WeakValueDictionary[int, _Graph] = WeakValueDictionary()
 """Those of this process in the order in which they were made, for ``explain``."""

@@ -27,7 +27,7 @@ from .observe import Call, eval_mode, observe, restored
 from .plan import Plan
 from .prepare import How, Outcome, check_kind, install_checked, measure, outcomes, prepare_children
 from .record import ms
-from .runner import RUNNER, original_forward
+from .usual import RUNNER, original_forward
 
 Calls = dict[nn.Module, list[Call]]
 

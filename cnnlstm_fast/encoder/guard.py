@@ -24,11 +24,15 @@ else:
     Gate = needs_grad = plain_call = Snapshot
 
 __all__ = [
-    "ADMIT", "CHANGED", "EAGER", "RUN", "SETTLE", "UNCHANGED", "WEIGHTS", "Gate", "Guard", "needs_grad", "plain_call"
+    "ADMIT", "CHANGED", "EAGER", "MARKER", "RUN", "SETTLE", "UNCHANGED", "WEIGHTS", "Gate", "Guard", "needs_grad",
+    "plain_call",
 ]  # fmt: skip
 
 UNCHANGED, WEIGHTS, CHANGED = range(3)
 """What ``Guard.check`` returns, in the order of gravity."""
+
+MARKER = object()
+"""Stands for a tensor in a pattern of arguments or results."""
 
 RUN, EAGER, SETTLE, ADMIT = range(4)
 """What ``Gate.enter`` returns: the call runs by the engines; it must run eager; the weights or the number of threads
@@ -107,11 +111,15 @@ class Guard:
         kinds: tuple[tuple[torch.dtype, int], ...],
         threads: int,
         forward: Callable[..., tuple[Tensor, ...]],
+        arguments: Any,
+        results: Any,
     ) -> Any:
         """All that is asked before a call of the guarded ``module`` runs by engines, built for so many threads.
 
         Args:
             kinds: the dtype and the rank of each tensor of the captured call, which are on the CPU.
             forward: takes these tensors and returns those of the result, by the engines.
+            arguments: (args, kwargs) of the captured call with ``MARKER`` for each tensor.
+            results: its result, likewise.
         """
-        return Gate(module, self._snapshot, kinds, threads, forward)
+        return Gate(module, self._snapshot, kinds, threads, forward, arguments, results, MARKER)

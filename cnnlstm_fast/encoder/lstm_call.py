@@ -14,7 +14,7 @@ _ZEROS = (torch.ops.aten.new_zeros, torch.ops.aten.zeros)
 
 
 INSIDE = "inside"
-"""In the ``meta`` of a node of PyTorch's LSTM, and of its first states, that belong into a region."""
+"""In the ``meta`` of a node that belongs into a region whatever it is."""
 
 
 class LSTMPlace(NamedTuple):
@@ -63,9 +63,6 @@ def to_pytorch(node: fx.Node) -> bool:
     node.target = torch.ops.aten.lstm.input
     node.args = (x, [h0, c0], list(weights), bias, layers, 0.0, False, bool(bidirectional), False)
     node.kwargs = {}
-    for inner in (node, h0, c0):
-        if inner is node or _packet(inner) in _ZEROS:
-            inner.meta[INSIDE] = True
     return True
 
 

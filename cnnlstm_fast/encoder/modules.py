@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..recurrent.class_swap import FastClass, swap_class
-from .runner import EAGER, RUNNER, TRAINER
+from .runner import EAGER, TRAINER
+from .usual import RUNNER
 
 
 class RunnerClass(FastClass):
@@ -41,9 +42,9 @@ def runner_class(cls: Any) -> type:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         runner = self.__dict__.get(RUNNER)
-        if runner is not None and not kwargs and not torch.compiler.is_compiling():
+        if runner is not None and not torch.compiler.is_compiling():
             try:
-                result = runner.quick(self, args)
+                result = runner.quick(self, args, kwargs)
             except Exception as error:  # eager decides whether the argument is at fault or the engine
                 return runner.failed(self, args, kwargs, error)
             if result is not None:

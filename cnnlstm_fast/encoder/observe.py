@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .runner import RUNNER
+from .usual import RUNNER
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

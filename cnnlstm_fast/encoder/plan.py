@@ -66,10 +66,25 @@ class Plan:
         """Whether the result is one tensor."""
         return self.results == (TENSOR,) and self.result == pytree.tree_structure(0)
 
+    def patterns(self, marker: object) -> tuple[Any, Any]:
+        """(args, kwargs) of the call, and its result, with the marker for each tensor."""
+
+        def pattern(leaves: tuple[Any, ...], spec: pytree.TreeSpec) -> Any:
+            marked = [marker if isinstance(v, str) and v == TENSOR else v for v in leaves]
+            return pytree.tree_unflatten(marked, spec)
+
+        return pattern(self.leaves, self.arguments), pattern(self.results, self.result)
+
     @property
     def alone(self) -> bool:
         """Whether one region is all that there is to compute."""
         return len(self.regions) == 1 and not self.lstms
+
+    @property
+    def is_one_region(self) -> bool:
+        """Whether a single region takes all tensors of the call, in their order."""
+        inputs = tuple(node for node in self.top.nodes if node.op == "placeholder")
+        return self.alone and all(n.args == inputs for n in self.top.nodes if n.op == "call_module")
 
     @cached_property
     def lstm_weights(self) -> frozenset[str]:

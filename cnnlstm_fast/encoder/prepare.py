@@ -9,11 +9,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .. import _native
 from . import cache
-from .agreement import agree, first_line
+from .agreement import first_line
 from .capture import CannotCaptureError, Captured, capture, flatten
 from .choose import Chosen, Progress, choose
 from .engines import Run
@@ -24,7 +23,8 @@ from .observe import Call, eval_mode, observe, restored
 from .plan import Plan
 from .record import Record
 from .regions import with_pytorch_lstms
-from .runner import EAGER, RUNNER, Runner, original_forward
+from .runner import EAGER, Runner
+from .usual import RUNNER, original_forward, same_results, tensors_of
 
 BUDGET = 20.0
 """Seconds that ``optimize`` may take to measure, by default."""
@@ -174,7 +174,7 @@ def _whole(captured: Captured) -> Plan | None:
     """The module with its LSTMs as one region, if it has any and all are such as other engines have, too."""
     found = with_pytorch_lstms(captured)
     plan = None if found is None else Plan.of(found)
-    return plan if plan is not None and plan.alone else None
+    return plan if plan is not None and plan.is_one_region else None
 
 
 def _check_attributes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -201,14 +201,12 @@ def install_checked(
         with restored(module):
             found = runner(module, args, kwargs)
             expected = original_forward(module, args, kwargs)
-        good = found is not EAGER and agree(_tensors(found), _tensors(expected), runner.record.precision)
+        good = found is not EAGER and same_results(
+            tensors_of(found), tensors_of(expected), runner.record.precision, module, args, kwargs
+        )
         problem = None if good else "its results by the engines differ from its own"
     except Exception as error:  # whatever an engine raises is the reason
         problem = f"an engine failed: {type(error).__name__}: {first_line(error)}"
     if problem is not None:
         uninstall(module)
     return problem
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    return [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]

@@ -53,6 +53,8 @@ class Region:
     outputs: tuple[TensorSpec, ...]
     modules: tuple[str, ...] = ()
     """The names of the user's modules that it covers."""
+    conditions: tuple[str, ...] = ()
+    """On the sizes of its inputs, beyond what their names say; as in ``Captured.conditions``."""
 
     def weights(self) -> dict[str, Tensor]:
         """By their names in ``module``."""

@@ -66,8 +66,11 @@ def with_pytorch_lstms(captured: Captured) -> Captured | None:
     there is no LSTM, or one that has lengths, resets or a projection, or returns all cells."""
     graph = _copied(captured.graph)
     lstms = [node for node in graph.nodes if is_lstm(node)]
-    good = bool(lstms) and all(lstm_call.to_pytorch(node) for node in lstms)
-    return replace(captured, graph=graph) if good else None
+    if not lstms or not all(lstm_call.to_pytorch(node) for node in lstms):
+        return None
+    for node in graph.nodes:
+        node.meta[INSIDE] = True
+    return replace(captured, graph=graph)
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..recurrent.class_swap import is_fast
 from . import guard as guards
-from .agreement import agree, first_line
+from .agreement import first_line
 from .capture import TENSOR, has_hooks
 from .engines import ENGINES, Options, Run
 from .fingerprint import structure
@@ -24,9 +24,8 @@ from .lstm_call import LSTMCall
 from .plan import Plan
 from .record import Record
 from .regions import build_region, with_ranks
+from .usual import RUNNER, original_forward, same_results, tensors_of
 
-RUNNER = "_cnnlstm_fast_runner"
-"""The entry of a module's ``__dict__`` that holds its runner."""
 TRAINER = "_cnnlstm_fast_trainer"
 """The entry that holds its trainer, see training.py."""
 EAGER: Any = object()
@@ -73,9 +72,9 @@ class Runner:
     def __init__(self, plan: Plan, record: Record, structure: str) -> None:
         self.plan, self.record, self.structure = plan, record, structure
         self.enabled = True
-        self.quick: Callable[[nn.Module, tuple[Any, ...]], Any] = no_result
-        """Takes the module and the arguments; the result of the call, if its shapes are known and all is unchanged,
-        else None. ``__call__`` answers the same calls, and all others."""
+        self.quick: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any] = no_result
+        """The result of the call, if its shapes are known and all is unchanged, else None. ``__call__`` answers the
+        same calls, and all others."""
         self.notes: list[str] = []
         """What has happened since, for ``explain``."""
         self._lock = threading.Lock()
@@ -164,8 +163,7 @@ class Runner:
             except Exception as error:
                 self.note(f"an engine failed: {type(error).__name__}: {first_line(error)}")
                 return False
-        wanted = [v for v in pytree.tree_leaves(expected) if isinstance(v, Tensor)]
-        return agree(found, wanted, self.record.precision)
+        return same_results(found, tensors_of(expected), self.record.precision, module, args, kwargs)
 
     def failed(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
@@ -226,11 +224,11 @@ class Runner:
             forward = top_function(self.plan, module, tensors, made, self.record.precision)
             team = idle_team(region.engine for region in self.record.regions)
             kinds = tuple([(dtype, rank) for dtype, _, rank in self.plan.tensors])
-            gate = guard.gate(module, kinds, options.threads, forward)
+            patterns = self.plan.patterns(guards.MARKER)
+            gate = guard.gate(module, kinds, options.threads, forward, *patterns)
             self._bound = _Bound(gate, team)
-            self.quick = (
-                gate.run if self.plan.flat and self.plan.single and _called_plainly(module) else no_result
-            )
+            plain = _called_plainly(module) and all(map(_is_standard, patterns))
+            self.quick = gate.run if plain else no_result
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -248,7 +246,16 @@ def _called_plainly(module: nn.Module) -> bool:
     return not any(hooks) and module._compiled_call_impl is None
 
 
-def no_result(module: nn.Module, args: tuple[Any, ...]) -> None:
+def _is_standard(pattern: Any) -> bool:
+    """Whether it is made of the containers that the gate knows: of a class of the user's it would make a tuple."""
+    if isinstance(pattern, (tuple, list)):
+        return type(pattern) in (tuple, list) and all(map(_is_standard, pattern))
+    if isinstance(pattern, dict):
+        return type(pattern) is dict and all(map(_is_standard, pattern.values()))
+    return pattern is guards.MARKER or pattern is None or isinstance(pattern, (bool, int, float, str))
+
+
+def no_result(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The ``quick`` of what is to be asked by ``__call__``."""
 
 
@@ -258,13 +265,6 @@ def restore_runner(
     runner = cls(Plan.from_json(plan), Record.from_json(record), structure)
     runner.enabled = enabled
     return runner
-
-
-def original_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The module's forward without a runner."""
-    cls = type(module)
-    forward = getattr(cls, "original_class", cls).forward if RUNNER in module.__dict__ else cls.forward
-    return forward(module, *args, **kwargs)
 
 
 def idle_team(engines: Iterable[str]) -> Any:

@@ -28,7 +28,7 @@ from .observe import Before
 from .prepare import How
 from .record import Candidate
 from .rewrites import REWRITES, rules_of, run_rewritten
-from .runner import original_forward
+from .usual import original_forward
 
 EAGER = "eager"
 BETTER = 1.03

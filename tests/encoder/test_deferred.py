@@ -18,7 +18,8 @@ from cnnlstm_fast import _native, explain, optimize, revert, verify
 from cnnlstm_fast.encoder.deferred import Deferred
 from cnnlstm_fast.encoder.engines import ENGINES, Engine, Options, Run
 from cnnlstm_fast.encoder.region import Region
-from cnnlstm_fast.encoder.runner import RUNNER, Runner
+from cnnlstm_fast.encoder.runner import Runner
+from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
 

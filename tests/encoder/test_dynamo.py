@@ -21,7 +21,8 @@ from cnnlstm_fast import _compile_backend, _native, explain, optimize
 from cnnlstm_fast.encoder import cache, dynamo, prepare
 from cnnlstm_fast.encoder.deferred import Deferred
 from cnnlstm_fast.encoder.engines import ENGINES
-from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, RUNNER, Runner
+from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
+from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,8 @@ from cnnlstm_fast import _native, explain, optimize, revert, verify
 from cnnlstm_fast.encoder import cache, fold, frames, prepare
 from cnnlstm_fast.encoder import runner as runners
 from cnnlstm_fast.encoder.frame_runner import MOST_UNFINISHED, FrameRunner
-from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, RUNNER
+from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD
+from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
 

@@ -21,7 +21,7 @@ from cnnlstm_fast.encoder import cache, prepare
 from cnnlstm_fast.encoder.engines import ENGINES, Engine, Options, Run
 from cnnlstm_fast.encoder.modules import has_runner
 from cnnlstm_fast.encoder.region import Region
-from cnnlstm_fast.encoder.runner import RUNNER
+from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
 

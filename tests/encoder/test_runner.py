@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import cnnlstm_fast
 from cnnlstm_fast import _native
 from cnnlstm_fast.encoder.modules import has_runner
-from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, RUNNER, Runner
+from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
+from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ...contract import Result, compare
 from ..agreement import agree, first_line
-from ..region import Region, TensorSpec
+from ..conditions import holds, parse
+from ..region import Region
 from .base import Options, Run
 from .cast import cast
-from .sizes import Sizes, all_changed, shapes, sizes_of, with_ones
+from .sizes import Sizes, other_sizes, shapes, sizes_of
 
 Results = tuple[Tensor, ...]
 
@@ -28,11 +29,11 @@ def check(region: Region, run: Run, example: tuple[Tensor, ...], options: Option
         RuntimeError: the engine fails, or a result has another shape or is too far off. This finds an engine that fixed
             a size by the example, as exporters do without a word.
     """
-    expected = _expected(region, example, options)
-    sizes = sizes_of(region, example)
     with torch.no_grad():
+        expected = _expected(region, example, options)
+        sizes = sizes_of(region, example)
         _check_at(region, run, expected, sizes, options)
-        for other in (all_changed(region, example), *with_ones(region, example)):
+        for other in expected.others:
             if other != sizes and not _agrees_at(region, run, expected, other, options):
                 _check_at(region, run, expected, other, options)
 
@@ -40,13 +41,12 @@ def check(region: Region, run: Run, example: tuple[Tensor, ...], options: Option
 class _Expected:
     """What a region computes of an example, and of its numbers at other sizes; kept for the engines that follow."""
 
-    def __init__(
-        self, specs: tuple[TensorSpec, ...], example: tuple[Tensor, ...], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, region: Region, example: tuple[Tensor, ...], dtype: torch.dtype) -> None:
         self.dtype = dtype
         """That of the products."""
-        self._specs, self._example = specs, example
+        self._specs, self._example = region.inputs, example
         self._known: dict[tuple[bool, str, int], Results | None] = {}
+        self.others = other_sizes(sizes_of(region, example), lambda sizes: self._takes(region, sizes))
 
     def is_of(self, example: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
         return dtype == self.dtype and all(a is b for a, b in zip(self._example, example, strict=True))
@@ -60,6 +60,16 @@ class _Expected:
         found = self._known[key]
         assert found is not None
         return found
+
+    def _takes(self, region: Region, sizes: Sizes) -> bool:
+        given = shapes(self._specs, self._example, sizes)
+        if not all(holds(parse(text), given) for text in region.conditions):
+            return False
+        try:
+            self.eager(region, sizes, 0)
+        except (RuntimeError, IndexError, ValueError):
+            return False
+        return True
 
     def exact(self, region: Region, sizes: Sizes, k: int) -> Results | None:
         """In float64; None where the region does not compute in it, such as one with a dtype among its arguments."""
@@ -89,7 +99,7 @@ def _expected(region: Region, example: tuple[Tensor, ...], options: Options) -> 
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     if _last is not None and _last[0]() is region.module and _last[1].is_of(example, dtype):
         return _last[1]
-    made = _Expected(region.inputs, example, dtype)
+    made = _Expected(region, example, dtype)
     _last = weakref.ref(region.module, forget), made
     return made
 

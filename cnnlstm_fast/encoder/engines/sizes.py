@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 
 from ..region import Region, TensorSpec
 
@@ -33,52 +30,33 @@ def sizes_of(region: Region, example: tuple[Tensor, ...]) -> Sizes:
     }
 
 
-def all_changed(region: Region, example: tuple[Tensor, ...]) -> Sizes:
+def other_sizes(now: Sizes, takes: Callable[[Sizes], bool]) -> list[Sizes]:
+    """Sizes at which an engine is to be compared beside the example's: all changed, and each of them 1.
+
+    Args:
+        now: those of the example.
+        takes: whether the region runs at given sizes.
+    """
+    return [_all_changed(now, takes), *_with_ones(now, takes)]
+
+
+def _all_changed(now: Sizes, takes: Callable[[Sizes], bool]) -> Sizes:
     """Sizes of which as many as possible differ from the example's. For one that stays, the region took no other value
     that was tried: such is the number of channels of a convolution."""
-    now = sizes_of(region, example)
     found = now
     for name in sorted(now, key=str.isidentifier, reverse=True):  # the others may be computed from these
         for change in CHANGES if found[name] == now[name] else ():
             tried = _consistent(found | {name: change(now[name])})
-            if tried[name] > 0 and tried[name] != now[name] and accepts(region, example, tried):
+            if tried[name] > 0 and tried[name] != now[name] and takes(tried):
                 found = tried
                 break
     return found
 
 
-def with_ones(region: Region, example: tuple[Tensor, ...]) -> list[Sizes]:
+def _with_ones(now: Sizes, takes: Callable[[Sizes], bool]) -> list[Sizes]:
     """For each size that can be 1 and is not, the example's sizes with a 1 there."""
-    now = sizes_of(region, example)
     tried = [_consistent(now | {name: 1}) for name, n in now.items() if n != 1 and name.isidentifier()]
-    return [sizes for sizes in tried if accepts(region, example, sizes)]
-
-
-def accepts(region: Region, example: tuple[Tensor, ...], sizes: Sizes) -> bool:
-    """Whether PyTorch runs the region at these sizes; found out without computing."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        with mode, torch.no_grad(), _quiet():
-            region.module(
-                *[
-                    t.new_empty(shape)
-                    for t, shape in zip(example, shapes(region.inputs, example, sizes), strict=True)
-                ]
-            )
-    except (RuntimeError, IndexError, ValueError):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without PyTorch's log of what the region does not take."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+    return [sizes for sizes in tried if takes(sizes)]
 
 
 def shapes(specs: tuple[TensorSpec, ...], example: tuple[Tensor, ...], sizes: Sizes) -> list[list[int]]:

@@ -61,11 +61,15 @@ bool requires_grad(PyObject* value, int depth) {
 
 }  // namespace
 
-bool is_plain_call(PyObject* args) {
+bool is_plain_state() {
   // Forward-mode derivatives exist only within a level, and levels are numbered from 0.
   return nothing_takes_part() && !at::impl::torch_function_mode_enabled() &&
-         torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr && is_plain(args, 0);
+         torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr;
 }
+
+bool is_plain_call(PyObject* args) { return is_plain_state() && is_plain(args, 0); }
+
+bool is_plain_tensor(PyObject* object) { return THPVariable_CheckExact(object) && is_plain(object, 0); }
 
 bool needs_grad(PyObject* args) { return c10::GradMode::is_enabled() && requires_grad(args, 0); }
 

@@ -9,4 +9,8 @@ namespace cnnlstm {
 bool is_plain_call(PyObject* args);
 bool needs_grad(PyObject* args);
 
+// The two parts of is_plain_call for a call with tensors alone.
+bool is_plain_state();
+bool is_plain_tensor(PyObject* object);
+
 }  // namespace cnnlstm

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "torch/python/snapshot.h"
@@ -25,16 +26,16 @@ class Gate {
   // `module`: the snapshot's, which it keeps alive.
   Gate(PyObject* module, Snapshot& snapshot, std::vector<Argument> arguments, int threads);
 
-  // `tensors`: a tuple. Runs no Python code.
-  Entry enter(PyObject* module, PyObject* tensors);
+  // Runs no Python code.
+  Entry enter(PyObject* module, std::span<PyObject* const> tensors);
 
   // What enter() answers to calls with these shapes from now on. It forgets all others before they are too
   // many.
-  void remember(PyObject* tensors, bool runs);
+  void remember(std::span<PyObject* const> tensors, bool runs);
 
  private:
   // Reads the shapes into key_; returns whether the tensors are of the captured call's kinds.
-  bool fits(PyObject* tensors);
+  bool fits(std::span<PyObject* const> tensors);
 
   PyObject* module_;
   Snapshot& snapshot_;

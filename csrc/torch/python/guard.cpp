@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <exception>
 #include <memory>
+#include <span>
 
 #include "torch/python/call_state.h"
 #include "torch/python/gate.h"
 #include "torch/python/idle_team.h"
+#include "torch/python/pattern.h"
 #include "torch/python/snapshot.h"
 
 namespace py = pybind11;
@@ -97,29 +99,37 @@ PyType_Spec snapshot_spec = {"cnnlstm_fast._guard.Snapshot", sizeof(SnapshotObje
 struct GateObject {
   PyObject_HEAD PyObject *snapshot, *forward;
   cnnlstm::Gate* gate;
+  cnnlstm::Pattern *arguments, *results;
 };
 
 GateObject& gate_of(PyObject* self) { return *reinterpret_cast<GateObject*>(self); }
 
 PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
-  PyObject *module, *snapshot, *kinds, *forward;
+  PyObject *module, *snapshot, *kinds, *forward, *arguments, *results, *marker;
   int threads;
-  if (!PyArg_ParseTuple(args, "OO!O!iO:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
-                        &threads, &forward))
+  if (!PyArg_ParseTuple(args, "OO!O!iOOOO:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
+                        &threads, &forward, &arguments, &results, &marker))
     return nullptr;
   return with_python_errors([&]() -> PyObject* {
-    std::vector<cnnlstm::Gate::Argument> arguments;
+    std::vector<cnnlstm::Gate::Argument> tensors;
     for (const py::handle kind : py::reinterpret_borrow<py::tuple>(kinds)) {
       const auto [dtype, rank] = kind.cast<std::pair<py::object, int64_t>>();
       if (!THPDtype_Check(dtype.ptr())) throw py::type_error("kinds must be pairs of a dtype and a rank");
-      arguments.push_back({reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type, rank});
+      tensors.push_back({reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type, rank});
     }
-    auto gate = std::make_unique<cnnlstm::Gate>(module, snapshot_of(snapshot), std::move(arguments), threads);
+    const auto pattern = [&](PyObject* example) {
+      return std::make_unique<cnnlstm::Pattern>(py::reinterpret_borrow<py::object>(example),
+                                                py::reinterpret_borrow<py::object>(marker));
+    };
+    auto given = pattern(arguments), found = pattern(results);
+    auto gate = std::make_unique<cnnlstm::Gate>(module, snapshot_of(snapshot), std::move(tensors), threads);
     PyObject* self = type->tp_alloc(type, 0);
     if (self == nullptr) return nullptr;
     gate_of(self).snapshot = Py_NewRef(snapshot);
     gate_of(self).forward = Py_NewRef(forward);
     gate_of(self).gate = gate.release();
+    gate_of(self).arguments = given.release();
+    gate_of(self).results = found.release();
     return self;
   });
 }
@@ -140,11 +150,17 @@ int gate_clear(PyObject* self) {
 void gate_dealloc(PyObject* self) {
   PyObject_GC_UnTrack(self);
   delete gate_of(self).gate;
+  delete gate_of(self).arguments;
+  delete gate_of(self).results;
   Py_XDECREF(gate_of(self).snapshot);
   Py_XDECREF(gate_of(self).forward);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
+}
+
+std::span<PyObject* const> items_of(PyObject* tuple) {
+  return {PySequence_Fast_ITEMS(tuple), static_cast<size_t>(PyTuple_GET_SIZE(tuple))};
 }
 
 // Whether there are two arguments, of which number `tuple` is one.
@@ -156,28 +172,36 @@ bool two_arguments(PyObject* const* args, Py_ssize_t count, int tuple) {
 
 PyObject* gate_enter(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (!two_arguments(args, count, 1)) return nullptr;
-  return with_python_errors(
-      [&] { return PyLong_FromLong(static_cast<long>(gate_of(self).gate->enter(args[0], args[1]))); });
+  return with_python_errors([&] {
+    return PyLong_FromLong(static_cast<long>(gate_of(self).gate->enter(args[0], items_of(args[1]))));
+  });
 }
 
 PyObject* gate_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  if (!two_arguments(args, count, 1)) return nullptr;
+  if (count != 3 || !PyTuple_CheckExact(args[1]) || !PyDict_CheckExact(args[2])) {
+    PyErr_SetString(PyExc_TypeError, "expected a module, a tuple and a dict");
+    return nullptr;
+  }
   return with_python_errors([&]() -> PyObject* {
     const GateObject& gate = gate_of(self);
-    if (gate.forward == nullptr || gate.gate->enter(args[0], args[1]) != cnnlstm::Entry::kRun) Py_RETURN_NONE;
+    std::vector<PyObject*> tensors;
+    const auto call = py::reinterpret_steal<py::object>(PyTuple_Pack(2, args[1], args[2]));
+    if (gate.forward == nullptr || !call || !gate.arguments->match(call.ptr(), tensors) ||
+        gate.gate->enter(args[0], tensors) != cnnlstm::Entry::kRun)
+      Py_RETURN_NONE;
     const auto forward = py::reinterpret_borrow<py::object>(gate.forward);
-    PyObject* found = PyObject_CallObject(forward.ptr(), args[1]);
-    if (found == nullptr || !PyTuple_CheckExact(found) || PyTuple_GET_SIZE(found) != 1) return found;
-    PyObject* result = Py_NewRef(PyTuple_GET_ITEM(found, 0));
-    Py_DECREF(found);
-    return result;
+    const auto found = py::reinterpret_steal<py::object>(
+        PyObject_Vectorcall(forward.ptr(), tensors.data(), tensors.size(), nullptr));
+    if (!found) return nullptr;
+    if (!PyTuple_CheckExact(found.ptr())) throw py::type_error("forward must return a tuple");
+    return gate.results->fill(found.ptr()).release().ptr();
   });
 }
 
 PyObject* gate_remember(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (!two_arguments(args, count, 0)) return nullptr;
   return with_python_errors([&] {
-    gate_of(self).gate->remember(args[0], PyObject_IsTrue(args[1]) == 1);
+    gate_of(self).gate->remember(items_of(args[0]), PyObject_IsTrue(args[1]) == 1);
     return Py_NewRef(Py_None);
   });
 }
@@ -186,19 +210,21 @@ PyMethodDef gate_methods[] = {
     {"enter", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_enter)), METH_FASTCALL,
      "enter(module, tensors, /)\n--\n\nWhat becomes of a call: RUN, EAGER, SETTLE or ADMIT of guard.py."},
     {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_run)), METH_FASTCALL,
-     "run(module, tensors, /)\n--\n\nforward(*tensors), without the tuple around a single result, if enter() "
-     "says RUN; else None."},
+     "run(module, args, kwargs, /)\n--\n\nThe result of the call by forward, if its arguments are those of "
+     "the "
+     "captured call and enter() says RUN; else None."},
     {"remember", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_remember)), METH_FASTCALL,
      "remember(tensors, runs, /)\n--\n\nWhether calls with these shapes run from now on."},
     {}};
 PyMemberDef gate_members[] = {
     {"forward", T_OBJECT_EX, offsetof(GateObject, forward), 0, "What a call that runs is answered by."}, {}};
 PyType_Slot gate_slots[] = {
-    {Py_tp_doc,
-     const_cast<char*>("Gate(module, snapshot, kinds, threads, forward)\n--\n\n"
-                       "All that is asked before a call runs by engines, at once.\n\n"
-                       "kinds: the dtype and the rank of each tensor of the captured call; forward: takes "
-                       "them and returns a tuple of the result's.")},
+    {Py_tp_doc, const_cast<char*>(
+                    "Gate(module, snapshot, kinds, threads, forward, arguments, results, marker)\n--\n\n"
+                    "All that is asked before a call runs by engines, at once.\n\n"
+                    "kinds: the dtype and the rank of each tensor of the captured call; forward: takes them "
+                    "and returns a tuple of the result's; arguments: (args, kwargs) of the captured call and "
+                    "results its result, nested tuples, lists and dicts with the marker for each tensor.")},
     {Py_tp_new, reinterpret_cast<void*>(gate_new)},
     {Py_tp_dealloc, reinterpret_cast<void*>(gate_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(gate_traverse)},
