@@ -483,3 +483,65 @@ def test_a_dropped_model_is_freed(pair: tuple[Tagger, Tagger]) -> None:
     del fast
     gc.collect()
     assert gone() is None
+
+
+# ---------------------------------------------------------------- nested arguments and results
+
+
+class Nested(nn.Module):
+    """Features by name, states in a tuple, a number -> a dict of a tensor, a list and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.lstm = nn.LSTM(8, 4, batch_first=True)
+
+    def forward(self, features: dict[str, Tensor], states: Any, scale: float = 1.0) -> dict[str, Any]:
+        found = torch.relu(self.left(features["left"])) - torch.relu(self.right(features["right"])) * scale
+        output, (h_n, c_n) = self.lstm(found, (states[0], states[1]))
+        return {"scores": output, "states": [h_n, (c_n,)], "kind": "nested", "none": None}
+
+
+def nested(B: int = 3) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    left, right = torch.randn(2, B, 5, 6)
+    return {"left": left, "right": right}, (torch.randn(1, B, 4), torch.randn(1, B, 4))
+
+
+def same_nested(model: nn.Module, fast: nn.Module, *args: Any, engine: bool, **kwargs: Any) -> None:
+    with torch.no_grad():
+        found: list[Any] = []
+        assert by_engine(fast, lambda: found.append(fast(*args, **kwargs))) == engine
+        expected = model(*args, **kwargs)
+    assert list(found[0]) == list(expected) and type(found[0]["states"]) is list
+    assert found[0]["kind"] == "nested" and found[0]["none"] is None and type(found[0]["states"][1]) is tuple
+    torch.testing.assert_close(found[0]["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0]["states"], expected["states"], rtol=1e-4, atol=1e-5)
+
+
+def test_nested_arguments_and_results() -> None:
+    model = Nested().eval()
+    features, states = nested()
+    fast = cnnlstm_fast.optimize(copy.deepcopy(model), (features, states), encoder="onednn")
+    quick = runner_of(fast).quick
+    for B in (3, 3, 2, 2, 5):
+        features, states = nested(B)
+        same_nested(model, fast, features, states, engine=True)
+    with torch.no_grad():
+        assert quick(fast, (features, states), {}) is not None
+        assert quick(fast, (features, list(states)), {}) is None
+        assert quick(fast, (features, states, 1.0), {}) is None
+        assert quick(fast, (features, (*states, states[0])), {}) is None
+        assert quick(fast, (features | {"more": states[0]}, states), {}) is None
+        assert quick(fast, ({"left": features["left"], "wrong": features["right"]}, states), {}) is None
+    same_nested(model, fast, {"right": features["right"], "left": features["left"]}, states, engine=True)
+    same_nested(model, fast, features, states, scale=2.0, engine=False)
+    same_nested(model, fast, features=features, states=states, engine=False)
+
+
+def test_keyword_arguments_and_numbers_are_those_of_the_example() -> None:
+    model = Nested().eval()
+    features, states = nested()
+    fast = cnnlstm_fast.optimize(copy.deepcopy(model).eval(), (features, states, 2.0), encoder="onednn")
+    for scale, engine in ((2.0, True), (2.0, True), (3.0, False), (2, False)):
+        features, states = nested()
+        same_nested(model, fast, features, states, scale, engine=engine)
