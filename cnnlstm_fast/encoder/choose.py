@@ -120,15 +120,25 @@ def choose(
             _build(parts.trials, dict.fromkeys(("eager", encoder)), parts.options, math.inf, progress)
             return _insist(parts, encoder)
         _build(parts.trials, ENGINES, parts.options, deadline, progress)
+        problem = None
         splits = [parts]
         if whole is not None:
-            splits.append(_Split(whole, Options(threads, precision, alone=True), _record_inputs(whole, call)))
-            for trial in splits[1].trials:  # its inputs are the module's
-                trial.region = replace(trial.region, conditions=whole.conditions)
+            try:
+                splits.append(
+                    _Split(whole, Options(threads, precision, alone=True), _record_inputs(whole, call))
+                )
+            except Exception as error:  # of PyTorch's LSTM, or of its results; the reason, for explain
+                problem = Candidate("PyTorch's LSTM", reason=first_line(error))
+        for split in splits[1:]:
+            for trial in split.trials:  # its inputs are the module's
+                trial.region = replace(trial.region, conditions=split.plan.conditions)
             own_lstm = [name for name, engine in ENGINES.items() if engine.own_lstm]
-            _build(splits[1].trials, own_lstm, splits[1].options, deadline, progress)
+            _build(split.trials, own_lstm, split.options, deadline, progress)
         progress("measuring")
-        return _measure(splits, call)
+        chosen = _measure(splits, call)
+        if problem is not None:
+            chosen.record.whole, chosen.record.parts = [problem], chosen.record.fast
+        return chosen
 
 
 def _record_inputs(plan: Plan, call: _Call) -> list[_Trial]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cnnlstm_fast
 from cnnlstm_fast import _native, explain, optimize
 from cnnlstm_fast.encoder import choose, prepare
-from cnnlstm_fast.encoder.capture import capture
+from cnnlstm_fast.encoder.capture import CannotCaptureError, capture
 from cnnlstm_fast.encoder.engines import ENGINES
 from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
 from cnnlstm_fast.encoder.usual import RUNNER
@@ -195,3 +195,18 @@ def test_what_only_our_lstm_does_stays_in_parts(make: Any) -> None:
     captured = capture(model, (torch.randn(2, 20, 3),), {})
     assert prepare._whole(captured) is None
     assert prepare.Plan.of(captured).lstms
+
+
+def test_a_whole_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = choose._record_inputs
+
+    def failing(plan: prepare.Plan, call: Any) -> Any:
+        if not plan.lstms:
+            raise CannotCaptureError("no such luck")
+        return original(plan, call)
+
+    monkeypatch.setattr(choose, "_record_inputs", failing)
+    model = Reader().eval()
+    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3))
+    assert "PyTorch's LSTM: no such luck" in explain(fast)
+    same(model, fast, (2, 20, 3), (3, 8, 3))
