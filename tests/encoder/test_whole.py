@@ -27,6 +27,7 @@ OWN_LSTM = [name for name, engine in ENGINES.items() if engine.own_lstm]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delitem(ENGINES, "inductor")  # its compiler takes seconds of each test
 
 
 class Reader(nn.Module):
@@ -111,7 +112,7 @@ def test_results_at_any_size(name: str, engine: str, fast_engine: Any) -> None:
     require(engine)
     fast_engine(engine, True)
     model = MODELS[name]().eval()
-    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3))
+    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3), budget=100.0)
     runner = runner_of(fast)
     assert [r.engine for r in runner.record.regions] == [engine] and not runner.plan.lstms
     same(model, fast, (2, 20, 3), (1, 20, 3), (5, 33, 3), (3, 3, 3))
@@ -124,7 +125,7 @@ def test_the_parts_are_kept_where_they_are_faster(fast_engine: Any) -> None:
     require("onnxruntime")
     fast_engine("onednn", False)
     model = Reader().eval()
-    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3))
+    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3), budget=100.0)
     assert len(runner_of(fast).plan.lstms) == 1
     text = explain(fast)
     assert "as one, LSTMs included: onnxruntime" in text and "without gradient it runs in" not in text
@@ -135,7 +136,7 @@ def test_weights_of_the_lstm_are_watched(fast_engine: Any) -> None:
     require("onnxruntime")
     fast_engine("onnxruntime", True)
     model = Reader().eval()
-    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3))
+    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3), budget=100.0)
     same(model, fast, (2, 20, 3))
     with torch.no_grad():
         for m in (model, fast):
@@ -150,7 +151,7 @@ def test_copies(way: Any, fast_engine: Any) -> None:
     require("onnxruntime")
     fast_engine("onnxruntime", True)
     model = Reader().eval()
-    fast = way(optimize(copy.deepcopy(model), torch.randn(2, 20, 3)))
+    fast = way(optimize(copy.deepcopy(model), torch.randn(2, 20, 3), budget=100.0))
     for _ in range(CALLS_BEFORE_REBUILD + 1):
         same(model, fast, (2, 20, 3))
     assert runner_of(fast)._bound is not None
@@ -162,8 +163,8 @@ def test_the_next_process_knows(fast_engine: Any) -> None:
     fast_engine("onnxruntime", True)
     x = torch.randn(2, 20, 3)
     model = Reader().eval()
-    optimize(copy.deepcopy(model), x)
-    fast = optimize(copy.deepcopy(model), x)
+    optimize(copy.deepcopy(model), x, budget=100.0)
+    fast = optimize(copy.deepcopy(model), x, budget=100.0)
     assert runner_of(fast).record.cached and not runner_of(fast).plan.lstms
     same(model, fast, (2, 20, 3), (3, 8, 3))
 
@@ -172,7 +173,7 @@ def test_training_is_not_its_business(fast_engine: Any) -> None:
     require("onnxruntime")
     fast_engine("onnxruntime", True)
     model = Reader().eval()
-    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3))
+    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3), budget=100.0)
     x = torch.randn(2, 20, 3)
     for m in (model.train(), fast.train()):
         m(x).square().sum().backward()
@@ -207,6 +208,6 @@ def test_a_whole_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(choose, "_record_inputs", failing)
     model = Reader().eval()
-    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3))
+    fast = optimize(copy.deepcopy(model), torch.randn(2, 20, 3), budget=100.0)
     assert "PyTorch's LSTM: no such luck" in explain(fast)
     same(model, fast, (2, 20, 3), (3, 8, 3))
