@@ -15,7 +15,7 @@ from .files import folder, write
 from .plan import Plan
 from .record import Record
 
-FORMAT = 1
+FORMAT = 2
 Stored = TypeVar("Stored")
 
 

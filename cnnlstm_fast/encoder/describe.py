@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -107,12 +107,20 @@ def _regions(record: Record) -> Iterator[str]:
         for candidate in region.candidates:
             mark = "*" if candidate.engine == region.engine else " "
             yield f"  {mark} {candidate.engine + ':':<12} {_found(candidate)}"
+    if (other := record.other) is not None:
+        yield (
+            f"  calls with sizes nearer to {_sizes(other.sizes)} run by {', '.join(other.engines)}: "
+            f"{ms(other.seconds)} there, {ms(other.instead)} by the engines above"
+        )
 
 
 def _covered(region: RegionRecord) -> str:
     modules = ", ".join(region.modules[:6]) + (", ..." if len(region.modules) > 6 else "")
-    sizes = ", ".join(f"({', '.join(map(str, size))})" for size in region.sizes)
-    return f"{modules or 'the code of forward'}; {region.operators} operators on {sizes}"
+    return f"{modules or 'the code of forward'}; {region.operators} operators on {_sizes(region.sizes)}"
+
+
+def _sizes(sizes: Iterable[Iterable[int]]) -> str:
+    return ", ".join(f"({', '.join(map(str, size))})" for size in sizes)
 
 
 def _found(candidate: Candidate) -> str:

@@ -18,7 +18,6 @@ from ..timing import interleave
 from . import cache, frames
 from .agreement import agree, first_line
 from .capture import TENSOR, CannotCaptureError
-from .choose import MEASURE_SECONDS, MIN_ROUNDS
 from .fingerprint import fingerprint, structure
 from .frame_runner import FrameRunner
 from .frames import Loop
@@ -27,6 +26,7 @@ from .observe import Call, eval_mode, observe, restored
 from .plan import Plan
 from .prepare import How, Outcome, check_kind, install_checked, measure, outcomes, prepare_children
 from .record import ms
+from .turns import MEASURE_SECONDS, MIN_ROUNDS
 from .usual import RUNNER, original_forward
 
 Calls = dict[nn.Module, list[Call]]

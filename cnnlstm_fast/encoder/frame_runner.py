@@ -12,10 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import guard as guards
 from .agreement import first_line
-from .engines import Run
 from .plan import Plan
 from .record import Record
-from .runner import EAGER, Runner, no_result
+from .runner import EAGER, Runner, Runs, no_result
 
 MOST_UNFINISHED = 3
 """After so many loops in a row that ended before their last frame, frames are run one by one."""
@@ -135,7 +134,7 @@ class FrameRunner(Runner):
         tensors = [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
         return _Ahead(bound, frames, [t.unflatten(0, (n, frame.size(0))) for t in tensors])
 
-    def bind(self, module: nn.Module, runs: dict[int, Run] | None = None) -> None:
+    def bind(self, module: nn.Module, runs: Runs | None = None) -> None:
         super().bind(module, runs)
         self.quick = no_result
 

@@ -15,7 +15,6 @@ from . import cache
 from .agreement import first_line
 from .capture import CannotCaptureError, Captured, capture, flatten
 from .choose import Chosen, Progress, choose
-from .engines import Run
 from .fingerprint import fingerprint, structure
 from .guard import CHANGED, Guard
 from .modules import install, uninstall
@@ -23,7 +22,7 @@ from .observe import Call, eval_mode, observe, restored
 from .plan import Plan
 from .record import Record
 from .regions import with_pytorch_lstms
-from .runner import EAGER, Runner
+from .runner import EAGER, Runner, Runs
 from .usual import RUNNER, original_forward, same_results, tensors_of
 
 BUDGET = 20.0
@@ -187,7 +186,7 @@ def _check_attributes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 def install_checked(
     module: nn.Module,
     runner: Runner,
-    runs: dict[int, Run] | None,
+    runs: Runs | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> str | None:

@@ -32,6 +32,28 @@ class RegionRecord:
 
 
 @dataclass
+class OtherSize:
+    """Engines for calls that are nearer to another size than to the example's."""
+
+    sizes: list[list[int]]
+    """Of the tensors of the call that was measured there."""
+    tensor: int
+    """Calls in which this one has fewer elements than ``limit`` are nearer to the smaller one of the two sizes."""
+    limit: float
+    smaller: bool
+    """Whether that is this size, not the example's."""
+    engines: list[str]
+    """Of each region."""
+    seconds: float
+    instead: float
+    """The time there by the engines for the example."""
+
+    def is_near(self, elements: int) -> bool:
+        """Whether these engines run a call whose ``tensor`` has so many elements."""
+        return (elements < self.limit) == self.smaller
+
+
+@dataclass
 class Record:
     """The choice for one module. Times are of the example's call, in seconds: of the module's own forward with fast
     LSTMs, and by the engines."""
@@ -47,6 +69,7 @@ class Record:
     """Engines that were tried for the module as a whole, with its LSTMs."""
     parts: float | None = None
     """The time of the best engines for the parts around its LSTMs, where that was compared with ``whole``."""
+    other: OtherSize | None = None
     loop: Loop | None = None
     """The loop over frames that runs as one call of the module; the sizes and times of the regions are of that call."""
 
@@ -74,8 +97,9 @@ class Record:
             for region in data["regions"]
         ]
         loop = None if data.get("loop") is None else Loop(**data["loop"])
+        other = None if data["other"] is None else OtherSize(**data["other"])
         whole = [Candidate(**c) for c in data["whole"]]
-        return Record(**{**data, "regions": regions, "whole": whole, "loop": loop})
+        return Record(**{**data, "regions": regions, "whole": whole, "other": other, "loop": loop})
 
 
 def ms(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +22,16 @@ from .fingerprint import structure
 from .guard import UNCHANGED, Guard, global_hooks
 from .lstm_call import LSTMCall
 from .plan import Plan
-from .record import Record
+from .record import OtherSize, Record
 from .regions import build_region, with_ranks
 from .usual import RUNNER, original_forward, same_results, tensors_of
 
 TRAINER = "_cnnlstm_fast_trainer"
 """The entry that holds its trainer, see training.py."""
+Runs = dict[tuple[int, str], Run]
+"""Built engines by the region's number and the engine's name."""
+Forward = Callable[..., tuple[Tensor, ...]]
+"""Takes the tensors of a call and returns those of its result."""
 EAGER: Any = object()
 """What a runner returns for a call that the module's own forward must run."""
 CALLS_BEFORE_REBUILD = 3
@@ -137,7 +141,9 @@ class Runner:
         refused = self.plan.refused_sizes(shapes)
         if refused is not None:
             self.note(f"runs eager for sizes where not {refused}")
-        kind = self.plan.kind(shapes)
+        other = self.record.other
+        near = other is not None and other.is_near(tensors[other.tensor].numel())
+        kind = (near, *self.plan.kind(shapes))
         if refused is None and kind not in bound.kinds:
             bound.kinds[kind] = self._agrees(bound, module, args, kwargs, tensors)
             if not bound.kinds[kind]:
@@ -203,11 +209,11 @@ class Runner:
 
     # ---------------------------------------------------------------- engines
 
-    def bind(self, module: nn.Module, runs: dict[int, Run] | None = None) -> None:
+    def bind(self, module: nn.Module, runs: Runs | None = None) -> None:
         """Builds the engines for the module's present weights.
 
         Args:
-            runs: of regions that are built already, by number.
+            runs: those that are built already.
         """
         with torch.inference_mode(False), torch.no_grad():
             guard = Guard(module, _IGNORED)
@@ -217,12 +223,24 @@ class Runner:
                 torch.get_num_threads(), self.record.precision, known=True, alone=self.plan.alone
             )
             made = dict(runs or {})
-            for k, choice in enumerate(self.record.regions):
-                if k not in made:
-                    region = with_ranks(build_region(str(k), self.plan.regions[k], tensors), choice.sizes)
-                    made[k] = ENGINES[choice.engine].build(region, region.example(choice.sizes), options)
-            forward = top_function(self.plan, module, tensors, made, self.record.precision)
-            team = idle_team(region.engine for region in self.record.regions)
+
+            def run_of(k: int, engine: str) -> Run:
+                if (k, engine) not in made:
+                    sizes = self.record.regions[k].sizes
+                    region = with_ranks(build_region(str(k), self.plan.regions[k], tensors), sizes)
+                    made[k, engine] = ENGINES[engine].build(region, region.example(sizes), options)
+                return made[k, engine]
+
+            def forward_by(engines: Sequence[str]) -> Forward:
+                chosen = {k: run_of(k, engine) for k, engine in enumerate(engines)}
+                return top_function(self.plan, module, tensors, chosen, self.record.precision)
+
+            engines = [region.engine for region in self.record.regions]
+            forward = forward_by(engines)
+            if (other := self.record.other) is not None:
+                forward = _by_size(forward, forward_by(other.engines), other)
+                engines += other.engines
+            team = idle_team(engines)
             kinds = tuple([(dtype, rank) for dtype, _, rank in self.plan.tensors])
             patterns = self.plan.patterns(guards.MARKER)
             gate = guard.gate(module, kinds, options.threads, forward, *patterns)
@@ -238,6 +256,12 @@ class Runner:
         """Of a copy or pickle the engines are built at its first calls."""
         data = self.plan.to_json(), self.record.to_json()
         return restore_runner, (type(self), *data, self.structure, self.enabled)
+
+
+def _by_size(forward: Forward, elsewhere: Forward, other: OtherSize) -> Forward:
+    """``elsewhere`` for calls near that other size."""
+    tensor, is_near = other.tensor, other.is_near
+    return lambda *tensors: (elsewhere if is_near(tensors[tensor].numel()) else forward)(*tensors)
 
 
 def _called_plainly(module: nn.Module) -> bool:
@@ -283,7 +307,7 @@ def top_function(
     tensors: dict[str, Tensor],
     runs: Mapping[int, Run],
     precision: str | None = None,
-) -> Any:
+) -> Forward:
     """The plan's top graph as a function of the call's tensors.
 
     Args:

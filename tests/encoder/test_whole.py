@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import cnnlstm_fast
 from cnnlstm_fast import _native, explain, optimize
-from cnnlstm_fast.encoder import choose, prepare
+from cnnlstm_fast.encoder import choose, prepare, turns
 from cnnlstm_fast.encoder.capture import CannotCaptureError, capture
 from cnnlstm_fast.encoder.engines import ENGINES
 from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
@@ -83,7 +83,7 @@ def fast_engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bool], None]:
                 found.append(1.0 if wanted else 2.0)
             return found
 
-        monkeypatch.setattr(choose._Turns, "medians", medians)
+        monkeypatch.setattr(turns.Turns, "medians", medians)
 
     return prefer
 

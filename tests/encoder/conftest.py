@@ -1,0 +1,18 @@
+"""What every test of the CNN half finds as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cnnlstm_fast.encoder.engines import ENGINES
+
+
+@pytest.fixture(autouse=True)
+def _table_in_order() -> Iterator[None]:
+    """A test may take engines out of the table: their order matters, and a dict that gets one back has it last."""
+    lines = list(ENGINES.items())
+    yield
+    ENGINES.clear()
+    ENGINES.update(lines)
