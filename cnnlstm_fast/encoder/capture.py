@@ -150,6 +150,8 @@ def capture(
     """
     leaves, tensors, arguments = flatten(args, kwargs)
     _check_arguments(leaves, tensors)
+    # of a view torch.export records conditions on the sizes of the tensor that it is a part of
+    tensors = tuple(t.clone(memory_format=torch.contiguous_format) for t in tensors)
     if (hook := has_hooks(module)) is not None:
         raise CannotCaptureError(hook)
     # by a function, since export restores the attributes of a module

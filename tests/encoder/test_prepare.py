@@ -82,6 +82,33 @@ def test_the_whole_model_is_captured() -> None:
     assert "region 0: cnn" in text and "region 1: head" in text and "* onednn" in text
 
 
+VIEWS: dict[str, Callable[[int, int, int], Tensor]] = {
+    "cut to the widest": lambda B, H, W: torch.randn(B, 3, H, W + 5)[..., :W],
+    "a part of the batch": lambda B, H, W: torch.randn(B + 2, 3, H, W)[1:-1],
+    "every second row": lambda B, H, W: torch.randn(B, 3, 2 * H, W)[:, :, ::2],
+    "channels last": lambda B, H, W: torch.randn(B, H, W, 3).permute(0, 3, 1, 2),
+    "a frame": lambda B, H, W: torch.randn(B, 4, 3, H, W)[:, 1],
+    "expanded": lambda B, H, W: torch.randn(1, 3, H, W).expand(B, -1, -1, -1),
+}
+"""Pictures (B, 3, H, W) as models get them, parts of other tensors."""
+
+
+@pytest.mark.parametrize("how", VIEWS)
+def test_an_example_that_is_a_view(how: str) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(2)
+    ).eval()
+    fast = optimize(copy.deepcopy(model), VIEWS[how](4, 12, 14), encoder="onednn")
+    assert runners(fast) == [""], explain(fast)
+    with torch.no_grad():
+        for view in VIEWS.values():
+            for size in ((4, 12, 14), (1, 9, 20), (7, 30, 5)):
+                x = view(*size)
+                for _ in range(2):
+                    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert not fast.__dict__[RUNNER].notes
+
+
 REASONS = {
     "edits a buffer": "edits a buffer or Parameter in place",
     "edits its argument": "edits an argument in place",
