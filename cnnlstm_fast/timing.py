@@ -50,18 +50,20 @@ def interleave(
     max_rounds: int = 200,
     device: torch.device | str = "cpu",
     before: Callable[[str], Any] = lambda name: None,
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Times each candidate once a round, after one warm-up round, until ``seconds`` are over.
+    """Times each candidate once a round, until ``seconds`` are over.
 
     Args:
         before: is called with the candidate's name before each of its calls, and is not timed.
+        warm_up: whether a round that does not count comes first.
 
     Returns:
         Per candidate the seconds of each round, in the order of the rounds, so that the same index is a pair.
     """
     synchronize = synchronizer(device)
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for name, call in candidates.items():
+    for name, call in candidates.items() if warm_up else ():
         before(name)
         timed(call, synchronize)
     end = time.perf_counter() + seconds

@@ -35,6 +35,8 @@ class Chosen:
 
 
 Progress = Callable[[str], Any]
+SMALL_SHARE = 0.01
+"""Compilers and other packages' engines, which take seconds, are not tried for a smaller share of the call."""
 
 
 def choose(
@@ -67,7 +69,8 @@ def choose(
         if encoder != "auto":
             _build(parts.trials, dict.fromkeys(("eager", encoder)), parts.options, math.inf, progress)
             return _insist(parts, encoder)
-        _build(parts.trials, ENGINES, parts.options, deadline, progress)
+        quick = [name for name, engine in ENGINES.items() if not engine.setup_seconds]
+        _build(parts.trials, quick, parts.options, deadline, progress)
         problem = None
         splits = [parts]
         if whole is not None:
@@ -82,6 +85,8 @@ def choose(
                 trial.region = replace(trial.region, conditions=split.plan.conditions)
             own_lstm = [name for name, engine in ENGINES.items() if engine.own_lstm]
             _build(split.trials, own_lstm, split.options, deadline, progress)
+        # compilers last: they take most of the time, and seldom win
+        _build(parts.trials, ENGINES.keys() - quick, parts.options, deadline, progress)
         progress("measuring")
         split, engines, record = _measure(splits, call)
         runs = split.runs(engines)
@@ -99,16 +104,22 @@ def _record_inputs(plan: Plan, call: ModuleCall) -> list[Trial]:
     weights = plan.tensors_of(call.module)
     regions = [build_region(str(k), graph, weights) for k, graph in enumerate(plan.regions)]
     given: dict[int, tuple[Tensor, ...]] = {}
+    taken: dict[int, float] = {}
 
     def recorder(k: int) -> Run:
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             given[k] = inputs
-            return regions[k].module(*inputs)
+            begun = time.perf_counter()
+            found: tuple[Tensor, ...] = regions[k].module(*inputs)
+            taken[k] = time.perf_counter() - begun
+            return found
 
         return run
 
     recorders = {k: recorder(k) for k in range(len(regions))}
+    begun = time.perf_counter()
     found = top_function(plan, call.module, weights, recorders)(*call.tensors)
+    total = time.perf_counter() - begun
     expected = tensors_of(original_forward(call.module, call.args, call.kwargs))
     if not same_results(found, expected, None, call.module, call.args, call.kwargs):
         raise CannotCaptureError("its graph has other results than the module")
@@ -122,6 +133,7 @@ def _record_inputs(plan: Plan, call: ModuleCall) -> list[Trial]:
                 list(region.modules),
                 sum(node.op == "call_function" for node in region.module.graph.nodes),
             ),
+            taken[k] / total,
         )
         for k, region in enumerate(regions)
     ]
@@ -134,15 +146,21 @@ def _build(
     deadline: float,
     progress: Progress,
 ) -> None:
-    """Builds those engines for each region, and checks what they compute."""
+    """Builds those engines for each region, and checks what they compute.
+
+    Args:
+        deadline: infinite for an engine that the user has named.
+    """
     for trial in trials:
         for name in names:
             engine = ENGINES[name]
             found = Candidate(name)
             trial.record.candidates.append(found)
-            found.reason = engine.missing() or engine.supports(trial.region, options)
-            if found.reason is None and _too_long(engine, trial, deadline):
-                found.reason = "not tried: it would take longer than what was left of `budget`"
+            found.reason = (
+                engine.missing()
+                or engine.supports(trial.region, options)
+                or _not_worth_it(engine, trial, deadline)
+            )
             if found.reason is not None:
                 continue
             progress(f"building {engine.title}")
@@ -159,10 +177,16 @@ def _build(
         forget()
 
 
-def _too_long(engine: Engine, trial: Trial, deadline: float) -> bool:
+def _not_worth_it(engine: Engine, trial: Trial, deadline: float) -> str | None:
+    """None, or why an engine is not tried."""
+    if deadline == math.inf or not (engine.modules or engine.setup_seconds):
+        return None
+    if trial.share < SMALL_SHARE:
+        return f"not tried: this region takes {trial.share:.1%} of the call"
     setup = engine.setup_seconds * trial.record.operators
-    left = deadline - time.monotonic()
-    return (setup > 0.0 and setup + MEASURE_SECONDS * 2 > left) or (engine.modules != () and left < 0.0)
+    if time.monotonic() + (setup and setup + MEASURE_SECONDS * 2) > deadline:
+        return "not tried: it would take longer than what was left of `budget`"
+    return None
 
 
 def _insist(split: Split, encoder: str) -> Chosen:
@@ -183,13 +207,12 @@ def _record(split: Split, engines: Mapping[int, str]) -> Record:
 
 def _measure(splits: Sequence[Split], call: ModuleCall) -> tuple[Split, dict[int, str], Record]:
     """Every engine for all regions at once, then the best of each region together, against the module's own forward."""
-    usual = Assignment(lambda: original_forward(call.module, call.args, call.kwargs))
     uniform = [
         (split, engines, split.assignment(engines, name, call))
         for split in splits
         for name, engines in split.uniform()
     ]
-    medians = Turns([usual, *(assignment for *_, assignment in uniform)]).medians(MEASURE_SECONDS)[1:]
+    medians = Turns([assignment for *_, assignment in uniform]).medians(MEASURE_SECONDS)
     finalists: list[tuple[Split, dict[int, str]]] = []
     for split in splits:
         own = [
@@ -201,6 +224,7 @@ def _measure(splits: Sequence[Split], call: ModuleCall) -> tuple[Split, dict[int
             best = min(own, key=operator.itemgetter(0))[1]
             mixed = split.fastest()
             finalists += [(split, engines) for engines in ([best] if best == mixed else [best, mixed])]
+    usual = Assignment(lambda: original_forward(call.module, call.args, call.kwargs))
     last = [split.assignment(engines, "last", call) for split, engines in finalists]
     usual_s, *taken = Turns([usual, *last]).medians(MEASURE_SECONDS / 2)
     winner = min(range(len(finalists)), key=taken.__getitem__)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import _native
+from ..timing import timed
 from . import cache
 from .agreement import first_line
 from .capture import CannotCaptureError, Captured, capture, flatten
-from .choose import Chosen, Progress, choose
+from .choose import SMALL_SHARE, Chosen, Progress, choose
 from .fingerprint import fingerprint, structure
 from .guard import CHANGED, Guard
 from .modules import install, uninstall
@@ -87,6 +88,7 @@ def _prepare_tree(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def prepare_children(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> bool:
     """Prepares the modules inside, but those that have a runner, and what these are inside of."""
     calls: dict[nn.Module, list[Call]] | None = None
+    total = 0.0
     done = False
     pending = list(model.children())
     while pending:
@@ -95,13 +97,26 @@ def prepare_children(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         if RUNNER in module.__dict__:
             continue
-        calls = observe(model, args, kwargs) if calls is None else calls
+        if calls is None:
+            calls = observe(model, args, kwargs)
+            total = _seconds(model, (args, kwargs))
         whole = all(RUNNER not in part.__dict__ for part in module.modules())
+        if whole and module in calls and how.encoder == "auto":
+            share = len(calls[module]) * _seconds(module, calls[module][0]) / total
+            if share < SMALL_SHARE:
+                outcomes[module] = Outcome(reason=f"it takes {share:.1%} of the model's call")
+                continue
         if whole and module in calls and _try(module, calls[module][0], how):
             done = True
         else:
             pending[:0] = module.children()
     return done
+
+
+def _seconds(module: nn.Module, call: Call) -> float:
+    """Of the faster of two calls."""
+    with restored(module):
+        return min(timed(lambda: original_forward(module, *call)) for _ in range(2))
 
 
 def _try(module: nn.Module, call: Call, how: How) -> bool:

@@ -37,6 +37,8 @@ class Trial:
     region: Region
     inputs: tuple[Tensor, ...]
     record: RegionRecord
+    share: float = 1.0
+    """Of the whole call's time, in PyTorch."""
     runs: dict[str, Run] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=dict)
     """Seconds within the model, by the assignment that was measured."""

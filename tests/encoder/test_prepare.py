@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlstm_fast import _native, explain, optimize
-from cnnlstm_fast.encoder import cache, prepare
+from cnnlstm_fast.encoder import cache, choose, prepare
 from cnnlstm_fast.encoder.engines import ENGINES, Engine, Options, Run
 from cnnlstm_fast.encoder.modules import has_runner
 from cnnlstm_fast.encoder.region import Region
@@ -242,6 +243,46 @@ def test_what_gains_nothing_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     fast = optimize(Frames().eval(), torch.randn(1, 2, 3, 8, 8))
     assert type(fast) is Frames and runners(fast) == []
     assert "no engine is faster" in explain(fast)
+
+
+def test_compilers_come_last_and_nothing_slow_for_a_small_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[str, int]] = []
+
+    def noted(name: str, **kind: Any) -> Engine:
+        def build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run:
+            built.append((name, example[0].dim()))
+            return ENGINES["onednn"].build(region, example, options)
+
+        return replace(ENGINES["onednn"], name=name, title=name, build=build, **kind)
+
+    quick, foreign = noted("quick"), noted("foreign", modules=("torch",), pip="torch")
+    compiler = noted("compiler", setup_seconds=1e-3)
+    _only(monkeypatch, compiler, foreign, quick, ENGINES["onednn"])
+    monkeypatch.setattr(choose, "SMALL_SHARE", 0.3)  # of the head, on (B, 6)
+    fast = optimize(Frames().eval(), torch.randn(2, 2, 3, 64, 64))
+    assert built[:5] == [("foreign", 4), ("quick", 4), ("quick", 2), ("compiler", 4)]
+    text = explain(fast)
+    assert text.count("not tried: this region takes") == 2
+    built.clear()
+    optimize(Frames().eval(), torch.randn(2, 2, 3, 64, 64), encoder="foreign")
+    assert built == [("foreign", 4), ("foreign", 2)]
+
+
+def test_a_module_inside_that_takes_no_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(module: nn.Module, call: Any) -> float:
+        return {nn.Sequential: 0.4, nn.Linear: 0.009}.get(type(module), 1.0)
+
+    monkeypatch.setattr(prepare, "_seconds", seconds)
+    x = torch.randn(2, 2, 3, 16, 16)
+    fast = optimize(Frames("counts").eval(), x)
+    assert prepare.outcomes[fast.cnn].record is not None and prepare.outcomes[fast.head].record is None
+    assert "head: not captured: it takes 0.9% of the model's call" in explain(fast)
+    assert runners(optimize(Frames("counts").eval(), x, encoder="onednn")) == ["cnn", "head"]
+    model, tried = Frames("loops").eval(), []
+    monkeypatch.setattr(prepare, "_seconds", lambda module, call: 1.0 if module is model else 0.006)
+    monkeypatch.setattr(prepare, "_try", lambda module, call, how: tried.append(module) or True)
+    prepare.prepare_children(model, (x,), {}, prepare.How("auto", None, math.inf, lambda text: None))
+    assert tried == [model.cnn]  # both frames together take more
 
 
 def test_an_engine_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,4 +132,4 @@ def _run(
     return run
 
 
-ENGINE = Engine("inductor", "TorchInductor, frozen", _build, _supports, setup_seconds=0.15)
+ENGINE = Engine("inductor", "TorchInductor, frozen", _build, _supports, setup_seconds=0.3)

@@ -13,9 +13,9 @@ Sizes = dict[str, int]
 """By the names in ``TensorSpec.shape``."""
 
 CHANGES: tuple[Callable[[int], int], ...] = (
+    lambda n: n // 2 if n >= 16 else n + 1,  # less takes less time
     lambda n: n + 1,
     lambda n: 2 * n,  # where a size must be a multiple
-    lambda n: n // 2,
     lambda n: n + 2,
 )
 
@@ -44,7 +44,8 @@ def _all_changed(now: Sizes, takes: Callable[[Sizes], bool]) -> Sizes:
     """Sizes of which as many as possible differ from the example's. For one that stays, the region took no other value
     that was tried: such is the number of channels of a convolution."""
     found = now
-    for name in sorted(now, key=str.isidentifier, reverse=True):  # the others may be computed from these
+    # those first of which the others may be computed, and the largest, which may become less
+    for name in sorted(now, key=lambda name: (name.isidentifier(), now[name]), reverse=True):
         for change in CHANGES if found[name] == now[name] else ():
             tried = _consistent(found | {name: change(now[name])})
             if tried[name] > 0 and tried[name] != now[name] and takes(tried):
