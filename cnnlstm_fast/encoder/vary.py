@@ -83,13 +83,16 @@ def resized(tensors: tuple[Tensor, ...], sizes: dict[tuple[int, int], int]) -> t
 
 
 def _groups(tensors: tuple[Tensor, ...]) -> Iterator[Dims]:
-    """Each dimension alone, with the same dimension of other tensors, and with any dimension of the same size there."""
+    """Each dimension alone, with the same one of other tensors, with all dimensions of its size there, and with one of
+    these."""
     everywhere = [(k, d) for k, t in enumerate(tensors) for d in range(t.dim()) if t.size(d) > 0]
     for k, d in everywhere:
         same = [pair for pair in everywhere if _size(tensors, (pair,)) == tensors[k].size(d)]
         yield ((k, d),)
         yield tuple(pair for pair in same if pair[1] == d)
         yield tuple(pair for pair in same if pair[0] != k or pair[1] == d)
+        for other in sorted({pair[1] for pair in same}):  # such as the second one of states, (L, B, H)
+            yield tuple(pair for pair in same if pair == (k, d) or (pair[0] != k and pair[1] == other))
 
 
 def _other_sizes(size: int) -> tuple[int, ...]:

@@ -110,6 +110,36 @@ def test_an_example_that_is_a_view(how: str) -> None:
     assert not fast.__dict__[RUNNER].notes
 
 
+class Step(nn.Module):
+    """One step of a policy: pictures (B, 3, H, W), states (1, B, 6) -> scores (B, 4) and the next states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.lstm = nn.LSTM(8, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output, (h, c) = self.lstm(self.cnn(x)[None], (h, c))
+        return self.head(output[0]), h, c
+
+
+@pytest.mark.parametrize("captured_at", [1, 4, 9])
+def test_the_batch_of_states_varies_with_that_of_pictures(captured_at: int) -> None:
+    def inputs(B: int) -> tuple[Tensor, ...]:
+        return torch.randn(B, 3, 12, 12), torch.randn(1, B, 6), torch.randn(1, B, 6)
+
+    model = Step().eval()
+    fast = optimize(copy.deepcopy(model), inputs(captured_at), encoder="onednn")
+    assert runners(fast) == [""]
+    for B in (1, 2, 7):
+        given = inputs(B)
+        with torch.no_grad():
+            for _ in range(2):
+                torch.testing.assert_close(fast(*given), model(*given), rtol=1e-4, atol=1e-5)
+    assert not fast.__dict__[RUNNER].notes
+
+
 REASONS = {
     "edits a buffer": "edits a buffer or Parameter in place",
     "edits its argument": "edits an argument in place",
