@@ -288,7 +288,15 @@ def test_compilers_come_last_and_nothing_slow_for_a_small_part(monkeypatch: pyte
     quick, foreign = noted("quick"), noted("foreign", modules=("torch",), pip="torch")
     compiler = noted("compiler", setup_seconds=1e-3)
     _only(monkeypatch, compiler, foreign, quick, ENGINES["onednn"])
-    monkeypatch.setattr(choose, "SMALL_SHARE", 0.3)  # of the head, on (B, 6)
+    record_inputs = choose._record_inputs
+
+    def with_shares(*given: Any) -> Any:
+        trials = record_inputs(*given)
+        for trial in trials:  # the CNN's, on pictures, and the head's, on (B, 6)
+            trial.share = 0.9 if trial.inputs[0].dim() == 4 else 0.009
+        return trials
+
+    monkeypatch.setattr(choose, "_record_inputs", with_shares)
     fast = optimize(Frames().eval(), torch.randn(2, 2, 3, 64, 64))
     assert built[:5] == [("foreign", 4), ("quick", 4), ("quick", 2), ("compiler", 4)]
     text = explain(fast)
