@@ -118,7 +118,7 @@ def runner_of(model: nn.Module) -> Runner:
 
 @pytest.mark.parametrize("rows", [16, 2])
 def test_each_size_has_its_engine(rows: int, calls: list[tuple[str, int]]) -> None:
-    model = optimize(Net().eval(), torch.randn(rows, 3, 9))
+    model = optimize(Net().eval(), torch.randn(rows, 3, 9), budget=100.0)
     own, other = ("many", "few") if rows == 16 else ("few", "many")
     found = runner_of(model).record.other
     assert found is not None and found.engines == [other] and found.smaller == (rows == 16)
@@ -134,9 +134,9 @@ def test_each_size_has_its_engine(rows: int, calls: list[tuple[str, int]]) -> No
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), lambda m: m])
 def test_copies_edited_weights_and_the_next_process(way: Any, calls: list[tuple[str, int]]) -> None:
-    optimize(Net().eval(), torch.randn(16, 3, 9))
+    optimize(Net().eval(), torch.randn(16, 3, 9), budget=100.0)
     calls.clear()
-    model = optimize(Net().eval(), torch.randn(16, 3, 9))
+    model = optimize(Net().eval(), torch.randn(16, 3, 9), budget=100.0)
     assert runner_of(model).record.cached and {rows for _, rows in calls} == {16}  # checked, not measured
     model = way(model)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_not_where_it_gains_nothing(calls: list[tuple[str, int]]) -> None:
 
 def test_not_where_the_others_are_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "many", engine("many", lambda rows: 1))
-    model = optimize(Net().eval(), torch.randn(16, 3, 9))
+    model = optimize(Net().eval(), torch.randn(16, 3, 9), budget=100.0)
     assert [r.engine for r in runner_of(model).record.regions] == ["many"]
     assert runner_of(model).record.other is None
 
@@ -199,14 +199,14 @@ def test_not_where_the_idle_team_costs_more_at_the_example(
     for module in (runner, turns):
         monkeypatch.setattr(module, "idle_team", team)
     monkeypatch.setitem(ENGINES, "many", replace(many, build=slower))
-    model = optimize(Net().eval(), torch.randn(16, 3, 9))
+    model = optimize(Net().eval(), torch.randn(16, 3, 9), budget=100.0)
     assert [r.engine for r in runner_of(model).record.regions] == ["many"]
     assert (runner_of(model).record.other is None) == loses
     assert (runner_of(model)._bound.team is None) == loses
 
 
 def test_another_engine_is_compared_at_its_own_sizes() -> None:
-    model = optimize(Net().eval(), torch.randn(16, 3, 9))
+    model = optimize(Net().eval(), torch.randn(16, 3, 9), budget=100.0)
     gate = runner_of(model)._bound.gate
     forward = gate.forward
     gate.forward = lambda x: tuple(t + (x.size(0) < 4) for t in forward(x))  # as if "few" were wrong

@@ -297,7 +297,7 @@ def test_compilers_come_last_and_nothing_slow_for_a_small_part(monkeypatch: pyte
         return trials
 
     monkeypatch.setattr(choose, "_record_inputs", with_shares)
-    fast = optimize(Frames().eval(), torch.randn(2, 2, 3, 64, 64))
+    fast = optimize(Frames().eval(), torch.randn(2, 2, 3, 64, 64), budget=100.0)
     assert built[:5] == [("foreign", 4), ("quick", 4), ("quick", 2), ("compiler", 4)]
     text = explain(fast)
     assert text.count("not tried: this region takes") == 2
@@ -312,7 +312,7 @@ def test_a_module_inside_that_takes_no_time_is_left(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(prepare, "_seconds", seconds)
     x = torch.randn(2, 2, 3, 16, 16)
-    fast = optimize(Frames("counts").eval(), x)
+    fast = optimize(Frames("counts").eval(), x, budget=100.0)
     assert prepare.outcomes[fast.cnn].record is not None and prepare.outcomes[fast.head].record is None
     assert "head: not captured: it takes 0.9% of the model's call" in explain(fast)
     assert runners(optimize(Frames("counts").eval(), x, encoder="onednn")) == ["cnn", "head"]
