@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cnnlstm_fast.contract import APPROXIMATE, ErrorRow, bound, relative_error
+from cnnlstm_fast.contract import APPROXIMATE, ErrorRow, bound, is_gradient, norm, relative_error
 from cnnlstm_fast.recurrent.backends import BACKENDS
 
 from .cases import DTYPES, Case
@@ -51,13 +51,21 @@ def accuracy_errors(
     missing = sorted(exact.keys() - found.keys())
     assert not missing, f"no result for {', '.join(missing)}"
     rows = []
+    total = _of_gradients(exact)
     for what, ref in exact.items():
         own = eager.get(what, 0.0)
         limit = REDUCED_PRECISION_LIMITS.get(precision) or bound(own, COMPUTE_DTYPES[dtype])
-        if whole_model and what.startswith("gradient"):
+        if whole_model and is_gradient(what):
             limit = max(limit, FLIPS)
-        rows.append(ErrorRow(what, own, relative_error(found[what], ref), limit))
+        rows.append(
+            ErrorRow(what, own, relative_error(found[what], ref, total if is_gradient(what) else 0.0), limit)
+        )
     return rows
+
+
+def _of_gradients(exact: Mapping[str, Tensor]) -> float:
+    """The norm of all gradients together."""
+    return math.hypot(*(norm(ref) for what, ref in exact.items() if is_gradient(what)))
 
 
 def accuracy_failure(rows: list[ErrorRow]) -> str | None:
@@ -137,7 +145,11 @@ def eager_errors(
         AssertionError: PyTorch's results are far from the oracle's: one of the two is wrong, and limits from such
             errors would accept anything.
     """
-    errors = {what: relative_error(result, exact[what]) for what, result in eager.items()}
+    total = _of_gradients(exact)
+    errors = {
+        what: relative_error(result, exact[what], total if is_gradient(what) else 0.0)
+        for what, result in eager.items()
+    }
     plausible = 0.5 if whole_model else math.sqrt(torch.finfo(COMPUTE_DTYPES[dtype]).eps)
     for what, error in errors.items():
         assert error <= plausible, f"the oracle and PyTorch disagree: {what} by {error:.2e}"

@@ -1,7 +1,9 @@
 """The error contract of verify, the tests and the benchmarks: the definition of "the same numbers".
 
 The error is ||out - ref|| / ||ref|| against the float64 reference. A result passes if its error is at most twice that
-of PyTorch's own kernel in the same dtype, plus a small constant for cases where PyTorch happens to be exact.
+of PyTorch's own kernel in the same dtype, plus a small constant for cases where PyTorch happens to be exact. A gradient
+that is zero by mathematics, such as that of a bias before a batch norm, is rounding errors alone in every
+implementation: its error is relative to all gradients together.
 
 The error of a few rounded numbers varies by more than a factor of 2. If a result fails, more results are drawn, and
 the error is that of all draws as one tensor, including those that failed: random variation averages out, a larger
@@ -24,6 +26,9 @@ APPROXIMATE = 1e-1
 """The error limit of an approximate backend (int8 products), which runs only where it is named."""
 
 MOST_DRAWS = 32
+
+ZERO = 1e-12
+"""A gradient that is smaller than this part of all gradients together in float64 is zero but for rounding."""
 
 
 def bound(eager_error: float, dtype: torch.dtype) -> float:
@@ -55,9 +60,19 @@ class ErrorRow:
         return self.fast <= self.limit
 
 
-def relative_error(out: Tensor, ref: Tensor) -> float:
-    """||out - ref|| / ||ref|| in float64; infinite if ``out`` is not finite."""
-    return _relative(_distance(out, ref), _norm(ref))
+def relative_error(out: Tensor, ref: Tensor, total: float = 0.0) -> float:
+    """||out - ref|| / ||ref|| in float64; infinite if ``out`` is not finite.
+
+    Args:
+        total: for a gradient, the norm of all gradients of the reference together, which takes the place of ||ref||
+            where that is ``ZERO`` of it.
+    """
+    return _relative(_distance(out, ref), _scale(norm(ref), total))
+
+
+def norm(t: Tensor) -> float:
+    """The square root of the sum of the squares, in float64."""
+    return torch.linalg.vector_norm(t.detach().double()).item()
 
 
 def compare(
@@ -68,7 +83,8 @@ def compare(
     """The error of every result over ``draws`` draws or, if one fails, over ``MOST_DRAWS``.
 
     Args:
-        draw: yields the results of the k-th draw of fresh numbers, with the same names each time.
+        draw: yields the results of the k-th draw of fresh numbers, with the same names each time; those of gradients
+            begin with "gradient".
         limit: the error limit, by PyTorch's own error and the dtype.
     """
     squares: dict[str, list[float]] = {}
@@ -79,31 +95,39 @@ def compare(
             for what, dtype, fast, eager, exact in draw(k):
                 distances = math.inf if fast is None else _distance(fast, exact), _distance(eager, exact)
                 sums = squares.setdefault(what, [0.0, 0.0, 0.0])
-                for j, value in enumerate((*distances, _norm(exact))):
+                for j, value in enumerate((*distances, norm(exact))):
                     sums[j] += value * value
                 dtypes[what] = dtype
         rows = []
+        total = math.hypot(*(math.sqrt(sums[2]) for what, sums in squares.items() if is_gradient(what)))
         for what, sums in squares.items():
-            fast_off, eager_off, norm = map(math.sqrt, sums)
-            eager_error = _relative(eager_off, norm)
+            fast_off, eager_off, size = map(math.sqrt, sums)
+            scale = _scale(size, total if is_gradient(what) else 0.0)
+            eager_error = _relative(eager_off, scale)
             rows.append(
-                ErrorRow(what, eager_error, _relative(fast_off, norm), limit(eager_error, dtypes[what]))
+                ErrorRow(what, eager_error, _relative(fast_off, scale), limit(eager_error, dtypes[what]))
             )
         if all(row.ok for row in rows):
             break
     return rows
 
 
-def _norm(t: Tensor) -> float:
-    return torch.linalg.vector_norm(t.detach().double()).item()
+def is_gradient(what: str) -> bool:
+    """By the name of a result."""
+    return what.startswith("gradient")
+
+
+def _scale(size: float, total: float) -> float:
+    """What the error of a result is relative to, by its norm."""
+    return total if size <= ZERO * total else size
 
 
 def _distance(out: Tensor, ref: Tensor) -> float:
     if out.shape != ref.shape:
         raise ValueError(f"out: expected the reference's shape {tuple(ref.shape)}, got {tuple(out.shape)}.")
-    distance = _norm(out.detach().double().cpu() - ref.detach().double().cpu())
+    distance = norm(out.detach().double().cpu() - ref.detach().double().cpu())
     return math.inf if math.isnan(distance) else distance
 
 
-def _relative(distance: float, norm: float) -> float:
-    return distance / norm if norm > 0.0 else distance
+def _relative(distance: float, scale: float) -> float:
+    return distance / scale if scale > 0.0 else distance

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnnlstm_fast.contract import FLOOR, MOST_DRAWS, ErrorRow, Result, bound, compare, relative_error
+from cnnlstm_fast.contract import FLOOR, MOST_DRAWS, ZERO, ErrorRow, Result, bound, compare, relative_error
 
 
 def test_relative_error() -> None:
@@ -108,3 +108,34 @@ def test_missing_or_not_finite_is_infinitely_wrong_in_any_draw() -> None:
     one = torch.ones(2)
     (row,) = compare(lambda k: [Result("gradient", torch.float32, one if k else None, one, one)])
     assert row.fast == math.inf and not row.ok
+
+
+@pytest.mark.parametrize("noise", [1e-9, 1e-3])
+def test_gradients_that_are_zero_by_mathematics(noise: float) -> None:
+    """Rounding errors pass, whatever their ratio; what is more than that fails."""
+    large, none = torch.full((4,), 10.0).double(), torch.full((4,), 1e-17).double()
+
+    def draw(k: int) -> Iterator[Result]:
+        yield Result("gradient of weight", torch.float32, large, large, large)
+        yield Result("gradient of bias", torch.float32, none + 10 * noise, none + 1e-10, none)
+
+    assert compare(draw)[1].ok is (noise < 1e-6)
+    assert relative_error(none + noise, none, 20.0) == pytest.approx(noise / 10)
+
+
+def test_small_gradients_are_not_zero() -> None:
+    small = torch.full((4,), 1e3 * ZERO).double()
+
+    def draw(k: int) -> Iterator[Result]:
+        yield Result("gradient of weight", torch.float32, *[torch.ones(4)] * 3)
+        yield Result("gradient of bias", torch.float32, small * 1.01, small, small)
+
+    assert not compare(draw)[1].ok
+
+
+def test_outputs_are_never_relative_to_others() -> None:
+    def draw(k: int) -> Iterator[Result]:
+        yield Result("gradient of weight", torch.float32, *[torch.full((4,), 1e20)] * 3)
+        yield Result("output", torch.float32, torch.full((4,), 1.01), torch.ones(4), torch.ones(4))
+
+    assert not compare(draw)[1].ok

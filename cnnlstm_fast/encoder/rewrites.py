@@ -41,7 +41,7 @@ def run_rewritten(rules: Rules, call: Callable[[], Any]) -> Any:
 
 
 def _usual_layout(t: Tensor) -> Tensor:
-    return t.contiguous() if t.dim() == 4 else t
+    return t.contiguous() if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) else t
 
 
 class _Product(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .. import _native
-from ..contract import FLOOR, bound, relative_error
+from ..contract import FLOOR, bound, is_gradient, norm, relative_error
 from ..recurrent.class_swap import is_fast
 from ..timing import interleave, paired_ratio
 from . import cache
@@ -232,7 +233,7 @@ def _step(
         *((f"output {k}", v.detach()) for k, v in enumerate(outputs)),
         # Parameters keep their gradients in their own layout
         *(
-            (f"the gradient of {n}", torch.empty(0) if g is None else g.contiguous())
+            (f"gradient of {n}", torch.empty(0) if g is None else g.contiguous())
             for (n, _), g in zip(trained, grads, strict=True)
         ),
         *((f"buffer {n}", b.clone()) for n, b in module.named_buffers()),
@@ -265,14 +266,22 @@ def _problem(run: Callable[[], Results], usual: Results, exact: list[Tensor] | N
         results = run()
     except Exception as error:  # the reason, for explain
         return f"{type(error).__name__}: {first_line(error)}"
+    of_gradients = [norm(t) for (name, _), t in zip(usual, exact or (), strict=False) if is_gradient(name)]
+    total = math.hypot(*of_gradients)
     for k, ((name, found), (_, wanted)) in enumerate(zip(results, usual, strict=True)):
-        if (found.shape, found.dtype, found.stride()) != (wanted.shape, wanted.dtype, wanted.stride()):
+        if _kind(found) != _kind(wanted):
             return f"{name} has another shape, dtype or layout"
         if exact is None or found.dtype not in FLOOR:
             if not agree([found], [wanted], None):
                 return f"{name} differs from PyTorch's"
             continue
-        off, usual_off = relative_error(found, exact[k]), relative_error(wanted, exact[k])
+        scale = total if is_gradient(name) else 0.0
+        off, usual_off = (relative_error(t, exact[k], scale) for t in (found, wanted))
         if off > bound(usual_off, found.dtype):
             return f"the error of {name} is {off:.1e} where PyTorch's is {usual_off:.1e}"
     return None
+
+
+def _kind(t: Tensor) -> tuple[Any, ...]:
+    """Shape, dtype and layout: the strides of dimensions of size 1 mean nothing."""
+    return t.shape, t.dtype, [stride for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1]

@@ -392,7 +392,19 @@ def test_misuse_is_a_sentence(arguments: list[str], sentence: str, capsys: Any) 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     run = subprocess.Popen(
-        [sys.executable, "-m", "bench", "--filter", "inference f32", "--peers", PYTORCH, "--json", str(path)],
+        [
+            sys.executable,
+            "-m",
+            "bench",
+            "--filter",
+            "inference f32",
+            "--peers",
+            PYTORCH,
+            "--seconds",
+            "0.1",
+            "--json",
+            str(path),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -237,6 +237,55 @@ def test_wrong_candidates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the error of output 0 is" in explain(model)
 
 
+def test_gradients_that_are_zero_by_mathematics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a bias before a batch norm: every implementation finds other rounding errors."""
+
+    class Jitter(torch.autograd.Function):
+        size = 0.0
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad + Jitter.size
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight) + Jitter.apply(bias)
+
+    measured(monkeypatch, "onednn")
+    monkeypatch.setitem(rewrites.REWRITES, "onednn", {nn.functional.linear: linear})
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64))
+    x = torch.randn(64, 16)
+    for Jitter.size, good in ((1e-5, True), (1e-1, False)):
+        chosen = "* onednn:" in explain(optimize(model, x, encoder="eager"))
+        revert(model)
+        model[0].extra = good  # another key in the cache
+        assert chosen is good
+
+
+def test_layouts_of_dimensions_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of 1x1 convolutions have two layouts with the same numbers at the same places."""
+    measured(monkeypatch, "channels_last")
+    model = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.Tanh(), nn.Conv2d(8, 4, 3))
+    assert "* channels_last:" in explain(optimize(model, torch.randn(4, 8, 6, 6), encoder="eager"))
+
+
+def test_results_keep_their_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permuted result stays permuted."""
+
+    class Permuted(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).permute(1, 2, 3, 0)
+
+    measured(monkeypatch, "onednn")
+    model = optimize(Permuted(16, 32), torch.randn(3, 4, 5, 16), encoder="eager")
+    assert "* onednn:" in explain(model)
+    assert model(torch.randn(3, 4, 5, 16)).permute(3, 0, 1, 2).is_contiguous()
+
+
 def test_hooks_are_not_called_by_a_measurement() -> None:
     model = Clips()
     calls: list[Tensor] = []
