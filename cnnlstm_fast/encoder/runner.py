@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,8 +60,6 @@ class _Bound:
 
     gate: Any
     """With the function that takes the tensors of a call and returns those of its result, ``forward``."""
-    team: Any = None
-    """Lives as long as an engine with threads of its own."""
     kinds: dict[Any, bool] = field(default_factory=dict)
     """Whether calls of each kind of shapes run by the engines, see ``Plan.kind``."""
 
@@ -204,7 +203,7 @@ class Runner:
         return EAGER
 
     def _disable(self, why: str) -> None:
-        self.enabled, self.quick = False, no_result
+        self.enabled, self.quick, self._bound = False, no_result, None
         self.note(why)
 
     # ---------------------------------------------------------------- engines
@@ -240,11 +239,11 @@ class Runner:
             if (other := self.record.other) is not None:
                 forward = _by_size(forward, forward_by(other.engines), other)
                 engines += other.engines
-            team = idle_team(engines)
             kinds = tuple([(dtype, rank) for dtype, _, rank in self.plan.tensors])
             patterns = self.plan.patterns(guards.MARKER)
-            gate = guard.gate(module, kinds, options.threads, forward, *patterns)
-            self._bound = _Bound(gate, team)
+            make_team = partial(idle_team, engines) if wants_idle_team(engines) else None
+            gate = guard.gate(module, kinds, options.threads, forward, make_team, *patterns)
+            self._bound = _Bound(gate)
             plain = _called_plainly(module) and all(map(_is_standard, patterns))
             self.quick = gate.run if plain else no_result
 
@@ -291,10 +290,13 @@ def restore_runner(
     return runner
 
 
+def wants_idle_team(engines: Iterable[str]) -> bool:
+    return torch.get_num_threads() > 1 and any(ENGINES[name].own_threads for name in engines)
+
+
 def idle_team(engines: Iterable[str]) -> Any:
     """Makes PyTorch's idle threads leave their cores, while it lives, to an engine that has threads of its own."""
-    needed = torch.get_num_threads() > 1 and any(ENGINES[name].own_threads for name in engines)
-    if not needed:
+    if not wants_idle_team(engines):
         return None
     from .._guard import IdleTeam  # compiled: nothing is captured without it
 

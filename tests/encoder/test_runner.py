@@ -6,8 +6,10 @@ import copy
 import io
 import os
 import pickle
+import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 import cnnlstm_fast
 from cnnlstm_fast import _native
+from cnnlstm_fast.encoder import runner
 from cnnlstm_fast.encoder.modules import has_runner
 from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
 from cnnlstm_fast.encoder.usual import RUNNER
@@ -448,6 +451,54 @@ def test_an_engine_that_fails_is_left_with_one_warning(pair: tuple[Tagger, Tagge
         pair[1](x)
     assert len(caught) == 1
     assert "out of luck" in cnnlstm_fast.explain(pair[1])
+
+
+@pytest.fixture
+def teams(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Weak references to all idle teams, of models whose engine has threads of its own."""
+    made: list[Any] = []
+
+    def team(engines: Any) -> Any:
+        found = type("Team", (), {})()
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(runner, "idle_team", team)
+    monkeypatch.setattr(runner, "wants_idle_team", lambda engines: True)
+    return made
+
+
+def test_the_idle_team_lives_while_calls_run(teams: list[Any], pair: tuple[Tagger, Tagger]) -> None:
+    """Steps of training leave it, so that PyTorch's operators have their threads awake."""
+    fast, x = pair[1], torch.randn(2, 1, 16, 20)
+    for calls in (1, 2):
+        same(*pair, x)
+        assert len(teams) == calls
+        for _ in range(2):
+            fast(x)  # with gradients
+        same(*pair, x)
+        for alive in (True, True, False):
+            fast(x)
+            assert (teams[-1]() is not None) == alive
+
+
+def test_a_team_that_cannot_be_made(
+    teams: list[Any], pair: tuple[Tagger, Tagger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: said.append(str(error.exc_value)))
+    x = torch.randn(2, 1, 16, 20)
+
+    def fails(engines: Any) -> Any:
+        raise RuntimeError("no more threads")
+
+    monkeypatch.setattr(runner, "idle_team", fails)
+    fast = copy.deepcopy(pair[1])
+    for _ in range(CALLS_BEFORE_REBUILD):
+        same(pair[0], fast, x, engine=False)
+    for _ in range(2):
+        same(pair[0], fast, x)
+    assert said == ["no more threads"]
 
 
 def test_an_engine_that_is_wrong_for_new_sizes_is_not_used_for_them(pair: tuple[Tagger, Tagger]) -> None:

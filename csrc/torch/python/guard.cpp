@@ -95,20 +95,26 @@ PyType_Slot snapshot_slots[] = {{Py_tp_doc, const_cast<char*>("What a module and
 PyType_Spec snapshot_spec = {"cnnlstm_fast._guard.Snapshot", sizeof(SnapshotObject), 0,
                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, snapshot_slots};
 
-// Of a snapshot and a function, which it keeps alive.
+// Of a snapshot and functions, which it keeps alive.
 struct GateObject {
-  PyObject_HEAD PyObject *snapshot, *forward;
+  PyObject_HEAD PyObject *snapshot, *forward, *make_team;
+  PyObject* team;    // what make_team() has returned, or null
+  int without_team;  // calls in a row that did not run
   cnnlstm::Gate* gate;
   cnnlstm::Pattern *arguments, *results;
 };
 
+// So many calls in a row, such as steps of training, leave the team: PyTorch's own operators are faster
+// without.
+constexpr int kCallsWithTeam = 3;
+
 GateObject& gate_of(PyObject* self) { return *reinterpret_cast<GateObject*>(self); }
 
 PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
-  PyObject *module, *snapshot, *kinds, *forward, *arguments, *results, *marker;
+  PyObject *module, *snapshot, *kinds, *forward, *make_team, *arguments, *results, *marker;
   int threads;
-  if (!PyArg_ParseTuple(args, "OO!O!iOOOO:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
-                        &threads, &forward, &arguments, &results, &marker))
+  if (!PyArg_ParseTuple(args, "OO!O!iOOOOO:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
+                        &threads, &forward, &make_team, &arguments, &results, &marker))
     return nullptr;
   return with_python_errors([&]() -> PyObject* {
     std::vector<cnnlstm::Gate::Argument> tensors;
@@ -127,6 +133,9 @@ PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (self == nullptr) return nullptr;
     gate_of(self).snapshot = Py_NewRef(snapshot);
     gate_of(self).forward = Py_NewRef(forward);
+    gate_of(self).make_team = make_team == Py_None ? nullptr : Py_NewRef(make_team);
+    gate_of(self).team = nullptr;
+    gate_of(self).without_team = 0;
     gate_of(self).gate = gate.release();
     gate_of(self).arguments = given.release();
     gate_of(self).results = found.release();
@@ -138,12 +147,16 @@ int gate_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(gate_of(self).snapshot);
   Py_VISIT(gate_of(self).forward);
+  Py_VISIT(gate_of(self).make_team);
+  Py_VISIT(gate_of(self).team);
   return 0;
 }
 
 // Without its function it answers no call, and so breaks the cycle of a function that holds the module.
 int gate_clear(PyObject* self) {
   Py_CLEAR(gate_of(self).forward);
+  Py_CLEAR(gate_of(self).make_team);
+  Py_CLEAR(gate_of(self).team);
   return 0;
 }
 
@@ -154,6 +167,8 @@ void gate_dealloc(PyObject* self) {
   delete gate_of(self).results;
   Py_XDECREF(gate_of(self).snapshot);
   Py_XDECREF(gate_of(self).forward);
+  Py_XDECREF(gate_of(self).make_team);
+  Py_XDECREF(gate_of(self).team);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -170,10 +185,30 @@ bool two_arguments(PyObject* const* args, Py_ssize_t count, int tuple) {
   return false;
 }
 
+// Before a call that runs: the team, if one is wanted.
+void with_team(GateObject& gate) {
+  gate.without_team = 0;
+  if (gate.team != nullptr || gate.make_team == nullptr) return;
+  gate.team = PyObject_CallNoArgs(gate.make_team);
+  if (gate.team == nullptr) {  // such as too many threads; the call is right without it
+    PyErr_WriteUnraisable(gate.make_team);
+    Py_CLEAR(gate.make_team);
+  }
+}
+
+// Before a call that does not run.
+void without_team(GateObject& gate) {
+  if (gate.team != nullptr && ++gate.without_team >= kCallsWithTeam) Py_CLEAR(gate.team);
+}
+
 PyObject* gate_enter(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (!two_arguments(args, count, 1)) return nullptr;
   return with_python_errors([&] {
-    return PyLong_FromLong(static_cast<long>(gate_of(self).gate->enter(args[0], items_of(args[1]))));
+    GateObject& gate = gate_of(self);
+    const cnnlstm::Entry entry = gate.gate->enter(args[0], items_of(args[1]));
+    if (entry == cnnlstm::Entry::kRun) with_team(gate);
+    if (entry == cnnlstm::Entry::kEager) without_team(gate);
+    return PyLong_FromLong(static_cast<long>(entry));
   });
 }
 
@@ -183,12 +218,13 @@ PyObject* gate_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return nullptr;
   }
   return with_python_errors([&]() -> PyObject* {
-    const GateObject& gate = gate_of(self);
+    GateObject& gate = gate_of(self);
     std::vector<PyObject*> tensors;
     const auto call = py::reinterpret_steal<py::object>(PyTuple_Pack(2, args[1], args[2]));
     if (gate.forward == nullptr || !call || !gate.arguments->match(call.ptr(), tensors) ||
         gate.gate->enter(args[0], tensors) != cnnlstm::Entry::kRun)
       Py_RETURN_NONE;
+    with_team(gate);
     const auto forward = py::reinterpret_borrow<py::object>(gate.forward);
     const auto found = py::reinterpret_steal<py::object>(
         PyObject_Vectorcall(forward.ptr(), tensors.data(), tensors.size(), nullptr));
@@ -217,14 +253,19 @@ PyMethodDef gate_methods[] = {
      "remember(tensors, runs, /)\n--\n\nWhether calls with these shapes run from now on."},
     {}};
 PyMemberDef gate_members[] = {
-    {"forward", T_OBJECT_EX, offsetof(GateObject, forward), 0, "What a call that runs is answered by."}, {}};
+    {"forward", T_OBJECT_EX, offsetof(GateObject, forward), 0, "What a call that runs is answered by."},
+    {"team", T_OBJECT, offsetof(GateObject, team), READONLY,
+     "What make_team has returned for the calls that run."},
+    {}};
 PyType_Slot gate_slots[] = {
-    {Py_tp_doc, const_cast<char*>(
-                    "Gate(module, snapshot, kinds, threads, forward, arguments, results, marker)\n--\n\n"
-                    "All that is asked before a call runs by engines, at once.\n\n"
-                    "kinds: the dtype and the rank of each tensor of the captured call; forward: takes them "
-                    "and returns a tuple of the result's; arguments: (args, kwargs) of the captured call and "
-                    "results its result, nested tuples, lists and dicts with the marker for each tensor.")},
+    {Py_tp_doc,
+     const_cast<char*>(
+         "Gate(module, snapshot, kinds, threads, forward, make_team, arguments, results, marker)\n--\n\n"
+         "All that is asked before a call runs by engines, at once.\n\n"
+         "kinds: the dtype and the rank of each tensor of the captured call; forward: takes them "
+         "and returns a tuple of the result's; make_team: None, or makes what is to live while "
+         "calls run; arguments: (args, kwargs) of the captured call and "
+         "results its result, nested tuples, lists and dicts with the marker for each tensor.")},
     {Py_tp_new, reinterpret_cast<void*>(gate_new)},
     {Py_tp_dealloc, reinterpret_cast<void*>(gate_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(gate_traverse)},
