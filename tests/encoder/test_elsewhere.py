@@ -198,6 +198,7 @@ def test_not_where_the_idle_team_costs_more_at_the_example(
 
     for module in (runner, turns):
         monkeypatch.setattr(module, "idle_team", team)
+    monkeypatch.setattr(runner, "wants_idle_team", lambda engines: "few" in engines)
     monkeypatch.setitem(ENGINES, "many", replace(many, build=slower))
     model = optimize(Net().eval(), torch.randn(16, 3, 9), budget=100.0)
     assert [r.engine for r in runner_of(model).record.regions] == ["many"]

@@ -496,7 +496,7 @@ def test_a_team_that_cannot_be_made(
     fast = copy.deepcopy(pair[1])
     for _ in range(CALLS_BEFORE_REBUILD):
         same(pair[0], fast, x, engine=False)
-    for _ in range(2):
+    for _ in range(3):  # the first one is compared with eager
         same(pair[0], fast, x)
     assert said == ["no more threads"]
 
