@@ -62,8 +62,8 @@ def optimize(
         example_inputs: a tuple of the model's arguments, or its single argument, of typical size.
         backend: "auto" or a name in ``BACKENDS``, for all LSTMs and cells.
         encoder: "auto" or a name in ``ENGINES``, for all parts that this engine can run.
-        precision: None for the same numbers, "bf16" for products in bfloat16 inside of what is captured, with the
-            same dtypes outside. Needs ``example_inputs`` or a named ``encoder``.
+        precision: None for the same numbers, "bf16" for products in bfloat16 inside of what is captured or, where
+            that is faster, in float32, with the same dtypes outside. Needs ``example_inputs`` or a named ``encoder``.
         recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
             layers set their attribute of the same name. A cell, which runs one step, has no such attribute.
         budget: seconds that the measurement may take, about; half of it more where a loop over frames is measured.

@@ -245,7 +245,7 @@ def test_numbers(engine: str, name: str) -> None:
         assert_same(region, run, lambda where=where: strided(draw_inputs(where, name)))
 
 
-@pytest.mark.parametrize("engine, name", cases([e for e in COPYING if e != "onnxruntime"]))
+@pytest.mark.parametrize("engine, name", cases(COPYING))
 def test_bfloat16_products(engine: str, name: str) -> None:
     _, shapes, others = NETWORKS[name]
     example = draw_inputs(shapes, name)
@@ -253,11 +253,6 @@ def test_bfloat16_products(engine: str, name: str) -> None:
     run = built(engine, region, example, "bf16")
     for where in (shapes, others):
         assert_same(region, run, lambda where=where: draw_inputs(where, name), torch.bfloat16)
-
-
-def test_onnxruntime_declines_bfloat16() -> None:
-    region = one_region(network_of("linear"), draw_inputs(NETWORKS["linear"][1], "linear"))
-    assert ENGINES["onnxruntime"].supports(region, Options(1, "bf16")) == "it computes in float32 on a CPU"
 
 
 @pytest.mark.parametrize("engine", each(COPYING))
