@@ -83,6 +83,19 @@ class Columns(nn.Module):
         return torch.tanh(rows.view(found.shape[0], found.shape[1], 10))
 
 
+class Frames(nn.Module):
+    """Frames (B, T, 6) -> (B, 5, T), each through the same network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.last = nn.Linear(6, 30), nn.Conv1d(3, 8, 3), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = self.first(x).flatten(0, 1).unflatten(-1, (3, 10))
+        found = torch.relu(self.conv(frames)).flatten(1)
+        return torch.tanh(self.last(found).unflatten(0, (x.size(0), -1)).transpose(1, 2))
+
+
 def depthwise() -> nn.Module:
     return nn.Sequential(
         *(nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.Hardswish()),
@@ -143,6 +156,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shapes, Shapes]] = {
     ),
     "two inputs": (TwoInputs, ((2, 4, 20), (2, 6)), ((3, 4, 7), (3, 6))),
     "two outputs": (TwoOutputs, ((2, 4, 20),), ((1, 4, 3),)),
+    "frames": (Frames, ((2, 4, 6),), ((3, 7, 6),)),
     "columns": (Columns, ((2, 3, 16, 20),), ((3, 3, 16, 9),)),
 }
 QUICK = {"residual", "words", "columns"}
@@ -253,6 +267,14 @@ def test_bfloat16_products(engine: str, name: str) -> None:
     run = built(engine, region, example, "bf16")
     for where in (shapes, others):
         assert_same(region, run, lambda where=where: draw_inputs(where, name), torch.bfloat16)
+
+
+def test_what_has_no_onnx_model_is_said_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2))
+    example = (torch.randn(2, 3, 9, 9),)
+    with pytest.raises(RuntimeError, match=r"^no ONNX model: .*adaptive_avg_pool2d"):
+        onnx_model.onnx_model(one_region(network, example), example)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("engine", each(COPYING))

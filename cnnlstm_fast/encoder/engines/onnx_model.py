@@ -95,13 +95,14 @@ def _export(region: Region, example: tuple[Tensor, ...]) -> bytes:
 
 @contextmanager
 def _no_log() -> Iterator[None]:
-    """The exporter prints the whole graph of what it cannot translate."""
-    enabled = torch._C._jit_is_onnx_log_enabled()
-    torch._C._jit_set_onnx_log_enabled(False)
+    """The exporter prints the whole graph of what it cannot translate. It turns its own switch for that on again, and
+    so its function is replaced."""
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *args: None
     try:
         yield
     finally:
-        torch._C._jit_set_onnx_log_enabled(enabled)
+        torch._C._jit_onnx_log = log
 
 
 def _by_trace(region: Region, example: tuple[Tensor, ...]) -> bytes:
@@ -149,11 +150,28 @@ def _traceable(module: fx.GraphModule) -> fx.GraphModule:
             new.op, new.target = "call_method", "size"
         elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and (dims := _averaged(node)):
             new.target, new.args = torch.mean, (new.args[0], dims, True)
+        elif node.target is torch.ops.aten.unflatten.int:
+            new.op, new.target, new.args = "call_method", "reshape", (new.args[0], _unflattened(graph, node, new))
         elif any("size" in n.meta or n.target is torch.ops.aten.sym_size.int for n in node.all_input_nodes):
             name = node.target._schema.name.removeprefix("aten::")
             homes = (home for home in (torch.Tensor, torch, torch._C._nn) if hasattr(home, name))
             new.target = getattr(next(homes, torch.ops.aten), name)
     return fx.GraphModule(module, graph)
+
+
+def _unflattened(graph: fx.Graph, node: fx.Node, new: fx.Node) -> list[Any]:
+    """The sizes of what ``unflatten`` returns: the exporter loses its rank."""
+    source, dim = node.args[:2]
+    assert isinstance(source, fx.Node) and isinstance(dim, int) and isinstance(new.args[2], (list, tuple))
+    given = source.meta["spec"].shape
+    dim %= len(given)
+    with graph.inserting_before(new):
+        others = [
+            graph.call_method("size", (new.args[0], d)) if isinstance(size, str) else size
+            for d, size in enumerate(given)
+            if d != dim
+        ]
+    return [*others[:dim], *new.args[2], *others[dim:]]
 
 
 def _averaged(node: fx.Node) -> list[int]:
