@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,10 @@ from .usual import RUNNER, original_forward, same_results, tensors_of
 
 BUDGET = 20.0
 """Seconds that ``optimize`` may take to measure, by default."""
+SIZES_SECONDS = 2.0
+"""So long may it take, whatever is left of the budget, to find which sizes of a module vary: calls of sizes that were
+not tried run eager."""
+LATE = "its turn came when `budget` was used up: not stored, so that the next process measures it"
 
 
 @dataclass
@@ -140,8 +145,9 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if problem is None:
             return Outcome(runner.record)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
+    late = time.monotonic() > how.deadline
     chosen = measure(module, args, kwargs, how)
-    unstored = cache.store(key, chosen.plan, chosen.record)
+    unstored = LATE if late else cache.store(key, chosen.plan, chosen.record)
     runner = Runner(chosen.plan, chosen.record, structure(module))
     problem = install_checked(module, runner, chosen.runs, args, kwargs)
     if problem is not None:
@@ -167,7 +173,7 @@ def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ho
     how.progress("capturing")
     with restored(module):
         _check_attributes(module, args, kwargs)
-        captured = capture(module, args, kwargs, how.deadline)
+        captured = capture(module, args, kwargs, max(how.deadline, time.monotonic() + SIZES_SECONDS))
         plan = Plan.of(captured)
         if not plan.regions:
             raise CannotCaptureError("nothing in it is worth an engine")

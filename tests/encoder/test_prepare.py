@@ -323,6 +323,19 @@ def test_a_module_inside_that_takes_no_time_is_left(monkeypatch: pytest.MonkeyPa
     assert tried == [model.cnn]  # both frames together take more
 
 
+def test_what_comes_after_the_budget_is_open_in_its_sizes_and_not_stored(tmp_path: Path) -> None:
+    x = torch.randn(2, 2, 3, 16, 16)
+    for budget in (0.0, 100.0):
+        fast = optimize(Frames("counts").eval(), x, budget=budget)
+        (cnn,) = (outcome for module, outcome in prepare.outcomes.items() if module is fast.cnn)
+        assert cnn.record is not None and cnn.notes == ([] if budget else [prepare.LATE])
+        assert (prepare.LATE in explain(fast)) == (not budget)
+        assert any((tmp_path / "cache").rglob("*.json")) == bool(budget)
+        if has_runner(fast.cnn):
+            fixed = [c for c in fast.cnn.__dict__[RUNNER].plan.conditions if "==" in c]
+            assert fixed == ["x0[1] == 3"]
+
+
 def test_an_engine_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(region: Region, example: tuple[Tensor, ...], options: Options) -> Run:
         raise ValueError("no such luck\nand more")

@@ -151,7 +151,11 @@ def _traceable(module: fx.GraphModule) -> fx.GraphModule:
         elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and (dims := _averaged(node)):
             new.target, new.args = torch.mean, (new.args[0], dims, True)
         elif node.target is torch.ops.aten.unflatten.int:
-            new.op, new.target, new.args = "call_method", "reshape", (new.args[0], _unflattened(graph, node, new))
+            new.op, new.target, new.args = (
+                "call_method",
+                "reshape",
+                (new.args[0], _unflattened(graph, node, new)),
+            )
         elif any("size" in n.meta or n.target is torch.ops.aten.sym_size.int for n in node.all_input_nodes):
             name = node.target._schema.name.removeprefix("aten::")
             homes = (home for home in (torch.Tensor, torch, torch._C._nn) if hasattr(home, name))
