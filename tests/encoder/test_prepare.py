@@ -323,7 +323,10 @@ def test_a_module_inside_that_takes_no_time_is_left(monkeypatch: pytest.MonkeyPa
     assert tried == [model.cnn]  # both frames together take more
 
 
-def test_what_comes_after_the_budget_is_open_in_its_sizes_and_not_stored(tmp_path: Path) -> None:
+def test_what_comes_after_the_budget_is_open_in_its_sizes_and_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _only(monkeypatch, ENGINES["onednn"])
     x = torch.randn(2, 2, 3, 16, 16)
     for budget in (0.0, 100.0):
         fast = optimize(Frames("counts").eval(), x, budget=budget)
