@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cnnlstm_fast.encoder import choose, elsewhere, fold, training
 from cnnlstm_fast.encoder.engines import ENGINES
 
 
@@ -16,3 +17,10 @@ def _table_in_order() -> Iterator[None]:
     yield
     ENGINES.clear()
     ENGINES.update(lines)
+
+
+@pytest.fixture(autouse=True)
+def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests are of what is done with times, not of how exact they are."""
+    for module in (choose, elsewhere, fold, training):
+        monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlstm_fast import _native, explain, optimize, timing
-from cnnlstm_fast.encoder import choose, elsewhere, runner, turns
+from cnnlstm_fast.encoder import runner, turns
 from cnnlstm_fast.encoder.elsewhere import FEW_ROWS, MANY_ROWS
 from cnnlstm_fast.encoder.engines import ENGINES, Engine, Options, Run
 from cnnlstm_fast.encoder.region import Region
@@ -85,8 +85,6 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, in
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for module in (timing, turns):
         monkeypatch.setattr(module, "time", clock)
-    for module in (choose, elsewhere):
-        monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)
     SEEN.clear()
     for name in list(ENGINES):
         monkeypatch.delitem(ENGINES, name)
