@@ -15,8 +15,8 @@ from .encoder.deferred import defer
 from .encoder.describe import describe, engine_of
 from .encoder.fold import fold_loops
 from .encoder.modules import uninstall
-from .encoder.options import check_options
-from .encoder.prepare import BUDGET, How, prepare
+from .encoder.options import How, check_options
+from .encoder.prepare import BUDGET, prepare
 from .encoder.progress import progress_bar
 from .encoder.training import prepare_training
 from .recurrent.backends import BACKENDS, Backend

@@ -330,6 +330,20 @@ FAULTS = [
         RUNNER,
     ),
     Fault(
+        "runner: training beside the idle team",
+        "csrc/torch/python/guard.cpp",
+        "if (entry == cnnlstm::Entry::kEager) without_team(gate);",
+        "",
+        RUNNER,
+    ),
+    Fault(
+        "training: gradients that are zero",
+        "cnnlstm_fast/encoder/training.py",
+        "scale = total if is_gradient(name) else 0.0",
+        "scale = 0.0",
+        TRAINING,
+    ),
+    Fault(
         "guard: contents",
         "csrc/torch/python/tensor_state.cpp",
         " && hash_of_sample() == sample_",

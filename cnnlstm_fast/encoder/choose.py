@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from .capture import CannotCaptureError, flatten
 from .elsewhere import measure_elsewhere
 from .engines import ENGINES, Engine, Options, Run
 from .engines.check import check, forget
+from .options import How
 from .plan import Plan
 from .record import Candidate, Record, RegionRecord
 from .regions import build_region, with_ranks
@@ -34,9 +35,10 @@ class Chosen:
     """The engines that were chosen, built."""
 
 
-Progress = Callable[[str], Any]
 SMALL_SHARE = 0.01
 """Compilers and other packages' engines, which take seconds, are not tried for a smaller share of the call."""
+LEAST_PART = 1 / 6
+"""Of ``MEASURE_SECONDS``, for a module that takes less than that of the model's call."""
 
 
 def choose(
@@ -45,18 +47,15 @@ def choose(
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    encoder: str,
-    precision: str | None,
-    deadline: float,
-    progress: Progress = lambda text: None,
+    how: How,
 ) -> Chosen:
     """Builds the engines, checks their results and measures them.
 
     Args:
         plan: the module cut at its LSTMs.
         whole: the module with its LSTMs as one region, for engines that have an LSTM of their own.
-        encoder: "auto" or the name of an engine, which then runs every region that it can.
-        deadline: by ``time.monotonic``; a compiler that would take longer is left out.
+        how: a named engine runs every region that it can; a compiler that would take longer than the deadline is left
+            out.
 
     Raises:
         CannotCaptureError: the plan's results differ from those of the module.
@@ -65,18 +64,19 @@ def choose(
     call = ModuleCall(module, args, kwargs, flatten(args, kwargs)[1])
     threads = torch.get_num_threads()
     with torch.no_grad():
-        parts = Split(plan, Options(threads, precision, alone=plan.alone), _record_inputs(plan, call))
-        if encoder != "auto":
-            _build(parts.trials, dict.fromkeys(("eager", encoder)), parts.options, math.inf, progress)
-            return _insist(parts, encoder)
+        parts = Split(plan, Options(threads, how.precision, alone=plan.alone), _record_inputs(plan, call))
+        if how.encoder != "auto":
+            insisted = replace(how, deadline=math.inf)
+            _build(parts.trials, dict.fromkeys(("eager", how.encoder)), parts.options, insisted)
+            return _insist(parts, how.encoder)
         quick = [name for name, engine in ENGINES.items() if not engine.setup_seconds]
-        _build(parts.trials, quick, parts.options, deadline, progress)
+        _build(parts.trials, quick, parts.options, how)
         problem = None
         splits = [parts]
         if whole is not None:
             try:
                 splits.append(
-                    Split(whole, Options(threads, precision, alone=True), _record_inputs(whole, call))
+                    Split(whole, Options(threads, how.precision, alone=True), _record_inputs(whole, call))
                 )
             except Exception as error:  # of PyTorch's LSTM, or of its results; the reason, for explain
                 problem = Candidate("PyTorch's LSTM", reason=first_line(error))
@@ -84,14 +84,15 @@ def choose(
             for trial in split.trials:  # its inputs are the module's
                 trial.region = replace(trial.region, conditions=split.plan.conditions)
             own_lstm = [name for name, engine in ENGINES.items() if engine.own_lstm]
-            _build(split.trials, own_lstm, split.options, deadline, progress)
+            _build(split.trials, own_lstm, split.options, how)
         # compilers last: they take most of the time, and seldom win
-        _build(parts.trials, ENGINES.keys() - quick, parts.options, deadline, progress)
-        progress("measuring")
-        split, engines, record = _measure(splits, call)
+        _build(parts.trials, ENGINES.keys() - quick, parts.options, how)
+        how.progress("measuring")
+        seconds = MEASURE_SECONDS * max(how.share, LEAST_PART)
+        split, engines, record = _measure(splits, call, seconds)
         runs = split.runs(engines)
-        if record.gains and record.fast is not None:
-            record.other = measure_elsewhere(split, engines, call, record.fast, deadline)
+        if record.gains and record.fast is not None and time.monotonic() < how.deadline:
+            record.other = measure_elsewhere(split, engines, call, record.fast, seconds)
         if record.other is not None:
             runs |= split.runs(dict(enumerate(record.other.engines)))
         if problem is not None:
@@ -143,14 +144,10 @@ def _build(
     trials: Iterable[Trial],
     names: Iterable[str],
     options: Options,
-    deadline: float,
-    progress: Progress,
+    how: How,
 ) -> None:
-    """Builds those engines for each region, and checks what they compute.
-
-    Args:
-        deadline: infinite for an engine that the user has named.
-    """
+    """Builds those engines for each region, and checks what they compute. The deadline is infinite for an engine that
+    the user has named."""
     for trial in trials:
         for name in names:
             engine = ENGINES[name]
@@ -159,11 +156,11 @@ def _build(
             found.reason = (
                 engine.missing()
                 or engine.supports(trial.region, options)
-                or _not_worth_it(engine, trial, deadline)
+                or _not_worth_it(engine, trial, how.deadline)
             )
             if found.reason is not None:
                 continue
-            progress(f"building {engine.title}")
+            how.progress(f"building {engine.title}")
             begun = time.perf_counter()
             try:
                 run = engine.build(trial.region, trial.inputs, options)
@@ -205,14 +202,16 @@ def _record(split: Split, engines: Mapping[int, str]) -> Record:
     return Record(records, split.options.precision, threads=split.options.threads)
 
 
-def _measure(splits: Sequence[Split], call: ModuleCall) -> tuple[Split, dict[int, str], Record]:
+def _measure(
+    splits: Sequence[Split], call: ModuleCall, seconds: float
+) -> tuple[Split, dict[int, str], Record]:
     """Every engine for all regions at once, then the best of each region together, against the module's own forward."""
     uniform = [
         (split, engines, split.assignment(engines, name, call))
         for split in splits
         for name, engines in split.uniform()
     ]
-    medians = Turns([assignment for *_, assignment in uniform]).medians(MEASURE_SECONDS)
+    medians = Turns([assignment for *_, assignment in uniform]).medians(seconds)
     finalists: list[tuple[Split, dict[int, str]]] = []
     for split in splits:
         own = [
@@ -226,7 +225,7 @@ def _measure(splits: Sequence[Split], call: ModuleCall) -> tuple[Split, dict[int
             finalists += [(split, engines) for engines in ([best] if best == mixed else [best, mixed])]
     usual = Assignment(lambda: original_forward(call.module, call.args, call.kwargs))
     last = [split.assignment(engines, "last", call) for split, engines in finalists]
-    usual_s, *taken = Turns([usual, *last]).medians(MEASURE_SECONDS / 2)
+    usual_s, *taken = Turns([usual, *last]).medians(seconds / 2)
     winner = min(range(len(finalists)), key=taken.__getitem__)
     split, engines = finalists[winner]
     record = _record(split, engines)

@@ -18,7 +18,8 @@ from .agreement import first_line
 from .capture import flatten, has_hooks
 from .fold import fold_loops
 from .modules import install, uninstall
-from .prepare import How, Outcome, outcomes, prepare
+from .options import How
+from .prepare import Outcome, outcomes, prepare
 from .progress import progress_bar
 from .record import Record
 from .runner import EAGER, no_result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -16,7 +15,7 @@ from .engines import ENGINES
 from .plan import Plan
 from .record import OtherSize
 from .split import BETTER, ModuleCall, Split
-from .turns import LONG_CALL, MEASURE_SECONDS, Turns
+from .turns import LONG_CALL, Turns
 from .usual import original_forward
 from .vary import resized
 
@@ -25,34 +24,34 @@ FEW_ROWS, MANY_ROWS = 8, 32
 
 
 def measure_elsewhere(
-    split: Split, engines: dict[int, str], call: ModuleCall, seconds: float, deadline: float
+    split: Split, engines: dict[int, str], call: ModuleCall, takes: float, seconds: float
 ) -> OtherSize | None:
     """Measures the engines at another number of rows; None where none are faster there than those of the example.
 
     Args:
         engines: those for the example, by the region's number.
-        seconds: that the example's call takes by them.
-        deadline: by ``time.monotonic``; later nothing is measured.
+        takes: seconds of the example's call by them.
+        seconds: that the example was measured for; here it is no longer.
     """
-    other = _with_other_rows(split.plan, call, seconds)
-    if other is None or time.monotonic() > deadline:
+    other = _with_other_rows(split.plan, call, takes)
+    if other is None:
         return None
     there = replace(split, trials=[replace(t, record=deepcopy(t.record), times={}) for t in split.trials])
     beside = frozenset(engines.values())
     uniform = [there.assignment(found, name, other, beside) for name, found in there.uniform()]
-    Turns(uniform).medians(MEASURE_SECONDS / 2)
+    Turns(uniform).medians(seconds / 2)
     best = there.fastest()
     if best == engines:
         return None
     both = [there.assignment(found, "last", other, beside) for found in (engines, best)]
-    instead, found = Turns(both).medians(MEASURE_SECONDS / 4)
+    instead, found = Turns(both).medians(seconds / 4)
     if found > BETTER * instead:
         return None
     if _own_threads(best) and not _own_threads(
         engines
     ):  # PyTorch's would sleep between the example's calls, too
         here = [split.assignment(engines, "last", call, frozenset(names)) for names in ((), best.values())]
-        alone, together = Turns(here).medians(MEASURE_SECONDS / 4)
+        alone, together = Turns(here).medians(seconds / 4)
         if alone < BETTER * together:
             return None
     pairs = [(a.numel(), b.numel()) for a, b in zip(call.tensors, other.tensors, strict=True)]

@@ -23,8 +23,9 @@ from .frame_runner import FrameRunner
 from .frames import Loop
 from .modules import install, uninstall
 from .observe import Call, eval_mode, observe, restored
+from .options import How
 from .plan import Plan
-from .prepare import How, Outcome, check_kind, install_checked, measure, outcomes, prepare_children
+from .prepare import Outcome, check_kind, install_checked, measure, outcomes, prepare_children
 from .record import ms
 from .turns import MEASURE_SECONDS, MIN_ROUNDS
 from .usual import RUNNER, original_forward

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .engines import ENGINES
+
+Progress = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class How:
+    """What ``optimize`` was asked for.
+
+    ``deadline``: by ``time.monotonic``; ``share``: of the model's call that the module takes, which is measured for
+    about so long a part of the time.
+    """
+
+    encoder: str
+    precision: str | None
+    deadline: float
+    progress: Progress
+    share: float = 1.0
 
 
 def check_options(encoder: Any, precision: Any) -> None:

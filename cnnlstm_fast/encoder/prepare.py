@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,11 +16,12 @@ from ..timing import timed
 from . import cache
 from .agreement import first_line
 from .capture import CannotCaptureError, Captured, capture, flatten
-from .choose import SMALL_SHARE, Chosen, Progress, choose
+from .choose import SMALL_SHARE, Chosen, choose
 from .fingerprint import fingerprint, structure
 from .guard import CHANGED, Guard
 from .modules import install, uninstall
 from .observe import Call, eval_mode, observe, restored
+from .options import How
 from .plan import Plan
 from .record import Record
 from .regions import with_pytorch_lstms
@@ -42,16 +43,6 @@ class Outcome:
     record: Record | None = None
     reason: str | None = None
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class How:
-    """What ``optimize`` was asked for. ``deadline``: by ``time.monotonic``."""
-
-    encoder: str
-    precision: str | None
-    deadline: float
-    progress: Progress
 
 
 outcomes: WeakKeyDictionary[nn.Module, Outcome] = WeakKeyDictionary()
@@ -106,12 +97,13 @@ def prepare_children(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             calls = observe(model, args, kwargs)
             total = _seconds(model, (args, kwargs))
         whole = all(RUNNER not in part.__dict__ for part in module.modules())
+        share = 1.0
         if whole and module in calls and how.encoder == "auto":
-            share = len(calls[module]) * _seconds(module, calls[module][0]) / total
+            share = min(1.0, len(calls[module]) * _seconds(module, calls[module][0]) / total)
             if share < SMALL_SHARE:
                 outcomes[module] = Outcome(reason=f"it takes {share:.1%} of the model's call")
                 continue
-        if whole and module in calls and _try(module, calls[module][0], how):
+        if whole and module in calls and _try(module, calls[module][0], replace(how, share=share)):
             done = True
         else:
             pending[:0] = module.children()
@@ -177,17 +169,7 @@ def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ho
         plan = Plan.of(captured)
         if not plan.regions:
             raise CannotCaptureError("nothing in it is worth an engine")
-        return choose(
-            plan,
-            _whole(captured),
-            module,
-            args,
-            kwargs,
-            how.encoder,
-            how.precision,
-            how.deadline,
-            how.progress,
-        )
+        return choose(plan, _whole(captured), module, args, kwargs, how)
 
 
 def _whole(captured: Captured) -> Plan | None:

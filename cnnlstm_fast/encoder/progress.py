@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .choose import Progress
+from .options import Progress
 
 
 @contextmanager

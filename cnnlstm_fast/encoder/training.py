@@ -26,7 +26,7 @@ from .capture import flatten, has_hooks
 from .fingerprint import fingerprint
 from .modules import has_runner, install_trainer
 from .observe import Before
-from .prepare import How
+from .options import How
 from .record import Candidate
 from .rewrites import REWRITES, rules_of, run_rewritten
 from .usual import original_forward

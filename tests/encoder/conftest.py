@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cnnlstm_fast.encoder import choose, elsewhere, fold, training
+from cnnlstm_fast.encoder import choose, fold, training
 from cnnlstm_fast.encoder.engines import ENGINES
 
 
@@ -22,5 +22,5 @@ def _table_in_order() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests are of what is done with times, not of how exact they are."""
-    for module in (choose, elsewhere, fold, training):
+    for module in (choose, fold, training):
         monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)

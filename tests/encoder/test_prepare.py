@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from cnnlstm_fast import _native, explain, optimize
-from cnnlstm_fast.encoder import cache, choose, prepare
+from cnnlstm_fast.encoder import cache, choose, elsewhere, prepare
 from cnnlstm_fast.encoder.engines import ENGINES, Engine, Options, Run
 from cnnlstm_fast.encoder.modules import has_runner
+from cnnlstm_fast.encoder.options import How
 from cnnlstm_fast.encoder.region import Region
 from cnnlstm_fast.encoder.usual import RUNNER
 
@@ -318,9 +319,30 @@ def test_a_module_inside_that_takes_no_time_is_left(monkeypatch: pytest.MonkeyPa
     assert runners(optimize(Frames("counts").eval(), x, encoder="onednn")) == ["cnn", "head"]
     model, tried = Frames("loops").eval(), []
     monkeypatch.setattr(prepare, "_seconds", lambda module, call: 1.0 if module is model else 0.006)
-    monkeypatch.setattr(prepare, "_try", lambda module, call, how: tried.append(module) or True)
-    prepare.prepare_children(model, (x,), {}, prepare.How("auto", None, math.inf, lambda text: None))
-    assert tried == [model.cnn]  # both frames together take more
+    monkeypatch.setattr(prepare, "_try", lambda module, call, how: tried.append((module, how.share)) or True)
+    prepare.prepare_children(model, (x,), {}, How("auto", None, math.inf, lambda text: None))
+    assert tried == [(model.cnn, 0.012)]  # both frames together take more
+
+
+@pytest.mark.parametrize("share, part", [(1.0, 1.0), (0.5, 0.5), (0.02, 1 / 6)])
+def test_a_module_is_measured_for_its_part_of_the_time(
+    share: float, part: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of all modules' times does not grow with their number."""
+    measured: list[float] = []
+
+    class Noted(choose.Turns):
+        def medians(self, seconds: float) -> list[float]:
+            measured.append(seconds)
+            return super().medians(seconds)
+
+    for module in (choose, elsewhere):
+        monkeypatch.setattr(module, "Turns", Noted)
+    _only(monkeypatch, ENGINES["onednn"])
+    module, x = Frames().eval().cnn, torch.randn(16, 3, 8, 8)
+    prepare.measure(module, (x,), {}, How("auto", None, math.inf, lambda text: None, share))
+    assert measured[:2] == pytest.approx([choose.MEASURE_SECONDS * part, choose.MEASURE_SECONDS * part / 2])
+    assert all(seconds < measured[0] for seconds in measured[1:])
 
 
 def test_what_comes_after_the_budget_is_open_in_its_sizes_and_not_stored(
