@@ -20,7 +20,8 @@ def _table_in_order() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests are of what is done with times, not of how exact they are."""
+def _short_measurements(_table_in_order: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests are of what is done with times, not of how exact they are. After the other fixture, which is to
+    restore the table when monkeypatch has undone its edits."""
     for module in (choose, fold, training):
         monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)
