@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from . import vary
 from .agreement import first_line
+from .any_size import AnySize
 from .conditions import holds, parse
 from .region import SCALAR_FUNCTIONS, TensorSpec
 
@@ -91,44 +90,12 @@ class _Flat(nn.Module):
         args, kwargs = pytree.tree_unflatten(
             [next(given) if leaf == TENSOR else leaf for leaf in self._leaves], self._arguments
         )
-        with _AnySize():
+        with AnySize():
             # not by a call of the module, whose own hooks run outside of the graph
             found, spec = pytree.tree_flatten(self.m.forward(*args, **kwargs))
         kept = tuple(TENSOR if isinstance(v, Tensor) else v for v in found)
         self._record(kept, spec)
         return tuple(v for v in found if isinstance(v, Tensor))
-
-
-class _AnySize(TorchFunctionMode):
-    """Replaces functions for which torch.export takes sizes for fixed by equal ones for which it does not."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function in (F.max_pool1d, torch.max_pool1d):
-            return _max_pool1d(*args, **{k: v for k, v in kwargs.items() if k != "return_indices"})
-        return function(*args, **kwargs)
-
-
-def _max_pool1d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Tensor:
-    def pair(value: Any, other: int) -> tuple[int, int]:
-        return (other, value[0] if isinstance(value, (tuple, list)) else value)
-
-    found = F.max_pool2d(
-        input.unsqueeze(-2),
-        pair(kernel_size, 1),
-        pair(stride if stride else kernel_size, 1),
-        pair(padding, 0),
-        pair(dilation, 1),
-        ceil_mode,
-    )
-    return found.squeeze(-2)
 
 
 def flatten(

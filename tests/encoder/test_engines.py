@@ -70,6 +70,24 @@ class TwoOutputs(nn.Module):
         return found, torch.sigmoid(self.head(found))
 
 
+class Pools(nn.Module):
+    """Pools along one dimension with every option, and a mean over both of a map, which gates it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Sequential(
+            *(nn.Conv1d(4, 6, 3, padding=1), nn.MaxPool1d(2), nn.Conv1d(6, 6, 3, padding=1)),
+            nn.MaxPool1d(3, 2, padding=1, dilation=1, ceil_mode=True),
+        )
+        self.map = nn.Conv2d(1, 5, 3, padding=1)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(5, 5, 1), nn.Sigmoid())
+        self.rows = nn.AdaptiveAvgPool2d((1, None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.map(torch.relu(self.row(x)).unsqueeze(1))
+        return self.rows(found * self.gate(found)).squeeze(2)
+
+
 class Columns(nn.Module):
     """Cuts the map into columns, in sizes that are computed from those of the input."""
 
@@ -158,6 +176,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shapes, Shapes]] = {
     "two outputs": (TwoOutputs, ((2, 4, 20),), ((1, 4, 3),)),
     "frames": (Frames, ((2, 4, 6),), ((3, 7, 6),)),
     "columns": (Columns, ((2, 3, 16, 20),), ((3, 3, 16, 9),)),
+    "pools": (Pools, ((2, 4, 21),), ((1, 4, 14),)),
 }
 QUICK = {"residual", "words", "columns"}
 """Of an engine that takes seconds to compile, these are in the fast tier."""
@@ -275,6 +294,16 @@ def test_what_has_no_onnx_model_is_said_in_one_line(capfd: pytest.CaptureFixture
     with pytest.raises(RuntimeError, match=r"^no ONNX model: .*adaptive_avg_pool2d"):
         onnx_model.onnx_model(one_region(network, example), example)
     assert capfd.readouterr() == ("", "")
+
+
+def test_pools_have_their_own_operators_in_onnx() -> None:
+    """Squeezes around a pool, or a mean in the place of a global one, cost a change of layout each."""
+    onnx = pytest.importorskip("onnx")
+    example = draw_inputs(NETWORKS["pools"][1], "pools")
+    model = onnx.load_from_string(onnx_model.onnx_model(one_region(network_of("pools"), example), example))
+    kinds = [node.op_type for node in model.graph.node if node.op_type != "Constant"]
+    chain = ["Conv", "MaxPool", "Conv", "MaxPool", "Relu", "Unsqueeze", "Conv", "GlobalAveragePool"]
+    assert kinds[: len(chain)] == chain
 
 
 @pytest.mark.parametrize("engine", each(COPYING))

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .onednn_draft import CONVOLUTIONS, TRANSPOSED, UNARY, Draft, aten, packet, shape, targets
+from .onednn_draft import CONVOLUTIONS, TRANSPOSED, UNARY, Draft, aten, shape, targets
 from .onednn_fuse import mkldnn
+from .operator_call import packet
 
 FRESH = (
     CONVOLUTIONS

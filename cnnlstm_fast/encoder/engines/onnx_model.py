@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from ..agreement import first_line
 from ..region import Region
 from . import onnx_files
+from .operator_call import arguments, numbers
 
 _LEGACY_EXPORTER = "torch.onnx._internal.torchscript_exporter"
 _OPSET = 18
@@ -146,10 +147,13 @@ def _traceable(module: fx.GraphModule) -> fx.GraphModule:
         new = copied[node] = graph.node_copy(node, copied.__getitem__)
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
+        if (pool := _pooled_row(node)) is not None:
+            source, *window, ceil_mode = pool
+            new.target = torch.max_pool1d
+            new.args = (copied[source], *window, ceil_mode)
+            continue
         if node.target is torch.ops.aten.sym_size.int:
             new.op, new.target = "call_method", "size"
-        elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and (dims := _averaged(node)):
-            new.target, new.args = torch.mean, (new.args[0], dims, True)
         elif node.target is torch.ops.aten.unflatten.int:
             new.op, new.target, new.args = (
                 "call_method",
@@ -160,7 +164,27 @@ def _traceable(module: fx.GraphModule) -> fx.GraphModule:
             name = node.target._schema.name.removeprefix("aten::")
             homes = (home for home in (torch.Tensor, torch, torch._C._nn) if hasattr(home, name))
             new.target = getattr(next(homes, torch.ops.aten), name)
+    graph.eliminate_dead_code()
     return fx.GraphModule(module, graph)
+
+
+def _pooled_row(node: fx.Node) -> tuple[Any, ...] | None:
+    """The arguments of ``max_pool1d`` where the node is the end of one that was captured as a 2-D pooling of a single
+    row (``any_size``), else None. Engines that keep channels in blocks change the layout for each of those squeezes."""
+    if node.target is not torch.ops.aten.squeeze.dim or node.args[1] != -2:
+        return None
+    pool = node.args[0]
+    assert isinstance(pool, fx.Node)
+    if pool.target is not torch.ops.aten.max_pool2d.default:
+        return None
+    given = arguments(pool)
+    windows = [given[name] for name in ("kernel_size", "stride", "padding", "dilation")]
+    if not all(numbers(window, 2)[0] == other for window, other in zip(windows, (1, 1, 0, 1), strict=True)):
+        return None
+    row = given["self"]
+    if row.target is not torch.ops.aten.unsqueeze.default or row.args[1] != -2:
+        return None
+    return (row.args[0], *(numbers(window, 2)[1:] for window in windows), given["ceil_mode"])
 
 
 def _unflattened(graph: fx.Graph, node: fx.Node, new: fx.Node) -> list[Any]:
@@ -176,18 +200,6 @@ def _unflattened(graph: fx.Graph, node: fx.Node, new: fx.Node) -> list[Any]:
             if d != dim
         ]
     return [*others[:dim], *new.args[2], *others[dim:]]
-
-
-def _averaged(node: fx.Node) -> list[int]:
-    """The dimensions that an adaptive pooling averages as a whole, if it leaves the others as they are: ONNX has no
-    adaptive pooling to other sizes of open ones."""
-    source, wanted = node.args[0], node.args[1]
-    assert isinstance(source, fx.Node) and isinstance(wanted, (list, tuple))
-    sizes = source.meta["spec"].shape[-2:]
-    places = zip((-2, -1), sizes, wanted, strict=True)
-    if not all(new == 1 or new == old for _, old, new in places):
-        return []
-    return [d for d, new in zip((-2, -1), wanted, strict=True) if new == 1]
 
 
 def _open(region: Region) -> list[dict[int, str]]:

@@ -16,7 +16,7 @@ from .onnx_model import names, onnx_model, other_float
 
 BOUNDED_SPINS = "1.31"
 """The oldest version that is known to have ``spin_duration_us``."""
-SPIN_US, SPIN_ALONE_US = 20, 50
+SPIN_US, SPIN_ALONE_US = 20, 200
 """Microseconds for which a thread that has nothing to do waits awake. It spares the next call a wake (10 us), but takes
 a core from whoever comes next: an LSTM or, where the region is all of its module, the caller."""
 SHORT = 1e-3
