@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..._version import __version__
 from ..agreement import first_line
 from ..region import Region
 from . import onnx_files
@@ -76,7 +77,8 @@ def _forget(region: weakref.ref[Region]) -> None:
 
 def _digest(region: Region) -> str:
     """Of all that the model depends on, the contents of the weights included, since some edits change no version."""
-    found = hashlib.sha256(f"{torch.__version__} {_OPSET} {region.inputs} {region.module.code}".encode())
+    code = f"{__version__} {torch.__version__} {_OPSET} {region.inputs} {region.module.code}"
+    found = hashlib.sha256(code.encode())
     for name, tensor in region.weights().items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
