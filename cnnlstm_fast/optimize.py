@@ -24,6 +24,7 @@ from .recurrent.canonical import LSTMSpec, validate
 from .recurrent.class_swap import is_fast, swap_class
 from .recurrent.dispatch import select
 from .recurrent.modules import PLAIN_CLASSES, fast_class
+from .recurrent.tracers import stood_aside
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -151,6 +152,10 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
             lines.append(
                 f"  note:     without gradient it runs in {engine}, together with what is around it (below)"
             )
+        lines += [
+            f"  note:     calls under {tracer} ran as nn.LSTM's, by PyTorch's own operators"
+            for tracer in sorted(stood_aside.get(module, ()))
+        ]
         if seen is None and module.backend == "auto":
             lines.append("  note:     the choice depends on T and B: pass example_inputs to see it for yours")
     return "\n".join([*lines, *describe(model)])

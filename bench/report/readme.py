@@ -16,7 +16,7 @@ def rendered(text: str, records: dict[str, Record]) -> str:
     """The README's text with the part between the markers replaced.
 
     Args:
-        records: by path relative to the checkout.
+        records: by path relative to the checkout, in the order of their tables.
 
     Raises:
         ValueError: the text lacks the markers.
@@ -27,13 +27,14 @@ def rendered(text: str, records: dict[str, Record]) -> str:
         )
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    parts = [_section(path, record) for path, record in sorted(records.items())]
+    parts = [_section(path, record) for path, record in records.items()]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}"
 
 
 def committed() -> dict[str, Record]:
-    """The runs under ``bench/results`` that the README shows: core.json of each hardware."""
-    return {str(path.relative_to(ROOT)): load(path) for path in sorted(RESULTS.glob("*/core.json"))}
+    """The runs under ``bench/results`` that the README shows: models.json and core.json of each hardware."""
+    paths = [path for name in ("models.json", "core.json") for path in sorted(RESULTS.glob(f"*/{name}"))]
+    return {str(path.relative_to(ROOT)): load(path) for path in paths}
 
 
 def _section(path: str, record: Record) -> str:
@@ -47,8 +48,9 @@ def _section(path: str, record: Record) -> str:
         f"{device}, {hardware['threads']} threads, PyTorch {record.versions['torch']}, {record.datetime[:10]}, "
         f"commit {(record.commit.get('id') or 'none')[:7]} ([all figures]({path})):"
     )
+    kind = "whole model (batch)" if record.rows[0].case.model else "LSTM (T, B, I, H, layers, directions)"
     lines = [
-        "| call (T, B, I, H, layers, directions) | " + " | ".join(" ".join(c) for c in columns) + " |",
+        f"| {kind} | " + " | ".join(" ".join(c) for c in columns) + " |",
         "| --- |" + " ---: |" * len(columns),
     ]
     for title, cells in rows.items():
@@ -70,6 +72,8 @@ def _losses(name: str, record: Record, peer: str | None) -> str:
 
 def _title(row: Row) -> str:
     c = row.case
+    if c.model:
+        return f"{c.use}: {c.model} ({c.B})"
     return f"{c.use} ({c.T}, {c.B}, {c.I}, {c.H}, {c.layers}, {c.directions})"
 
 

@@ -10,6 +10,7 @@ Consequences of a reported class:
 - Assigning ``m.__class__`` (parametrizations assign a class that they create) sets the fast class of the assigned
   class, so that the layer stays fast and reports what was assigned.
 - Pickle and copy refuse an object whose real and reported class differ, hence ``__reduce_ex__``.
+- ``torch.jit.script`` compiles the source of the real class, hence ``__prepare_scriptable__``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from .tracers import as_plain
 
 _REAL_CLASS: Any = object.__dict__["__class__"]
 
@@ -44,6 +47,11 @@ class FastClass:
         # a fast class that was created at run time cannot be imported by name: its original class can
         named = cls.original_class if fast_class_of(cls.original_class) is cls else cls
         return _restore, (fast_class_of, named), self.__getstate__()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` puts into the place of the layer, in the model, too, before it compiles it."""
+        m: Any = self
+        return as_plain(m, type(self).original_class)
 
 
 def swap_class(module: Any, cls: type) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import cell, functional
 from .canonical import CallKey
 from .class_swap import FastClass, swap_class
+from .tracers import run_as_pytorch, tracer_of
 
 States = tuple[Tensor, Tensor]
 
@@ -33,7 +34,15 @@ class _FastForward:
         reset: Tensor | None = None,
         all_cells: bool = False,
     ) -> tuple[Any, ...]:
-        """As nn.LSTM's; ``lengths``, ``reset``, ``all_cells`` and the results: see ``functional.lstm``."""
+        """As nn.LSTM's; ``lengths``, ``reset``, ``all_cells`` and the results: see ``functional.lstm``. Under a tracer
+        (``tracers.py``) it is nn.LSTM's."""
+        if (tracer := tracer_of(input)) is not None:
+            if lengths is not None or reset is not None or all_cells:
+                raise RuntimeError(
+                    f"lengths, reset, all_cells: {tracer} takes only what nn.LSTM has; leave them out."
+                )
+            m: Any = self
+            return run_as_pytorch(m, nn.LSTM, tracer, input, hx, self._weights())
         return functional.run(self.call(input, hx, lengths=lengths, reset=reset, all_cells=all_cells))
 
     def key(self, *args: Any, **kwargs: Any) -> CallKey:
@@ -51,17 +60,10 @@ class _FastForward:
     ) -> functional.Call:
         """What ``forward`` would run on these arguments."""
         m: Any = self
-        # Looked up by name at every call, since an assignment, a parametrization or functional_call may have replaced
-        # a Parameter. First in _parameters: nn.Module's attribute lookup takes ten times as long.
-        own = m._parameters
-        weights = [
-            getattr(m, name) if (weight := own.get(name)) is None else weight
-            for name in m._flat_weights_names
-        ]
         return functional.canonicalise(
             input,
             hx,
-            weights,
+            self._weights(),
             m.num_layers,
             m.bias,
             m.bidirectional,
@@ -75,6 +77,16 @@ class _FastForward:
             m.recompute,
         )
 
+    def _weights(self) -> list[Tensor]:
+        m: Any = self
+        # Looked up by name at every call, since an assignment, a parametrization or functional_call may have replaced
+        # a Parameter. First in _parameters: nn.Module's attribute lookup takes ten times as long.
+        own = m._parameters
+        return [
+            getattr(m, name) if (weight := own.get(name)) is None else weight
+            for name in m._flat_weights_names
+        ]
+
 
 class _FastStep:
     """The forward of the fast cells, over the attributes of nn.RNNCellBase."""
@@ -86,6 +98,8 @@ class _FastStep:
         """As nn.LSTMCell's: input (B, I) and hx, a pair (h, c) of (B, H), or all of them without B; returns the next
         (h, c)."""
         m: Any = self
+        if (tracer := tracer_of(input)) is not None:
+            return run_as_pytorch(m, nn.LSTMCell, tracer, input, hx, [])
         return cell.run(input, hx, self._weights(), m.hidden_size, m.backend)
 
     def key(self, input: Tensor, hx: States | None = None) -> CallKey:
@@ -95,7 +109,7 @@ class _FastStep:
 
     def _weights(self) -> list[Tensor]:
         m: Any = self
-        own = m._parameters  # see _FastForward.call
+        own = m._parameters  # see _FastForward._weights
         return [
             getattr(m, name) if (weight := own.get(name)) is None else weight
             for name in (_CELL_WEIGHTS if m.bias else _CELL_WEIGHTS[:2])

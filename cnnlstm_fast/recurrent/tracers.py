@@ -1,0 +1,57 @@
+"""Calls that a tracer or a function transform of PyTorch takes part in: the layer does there what nn.LSTM does.
+
+``torch.jit.trace``, the ONNX exporters, ``openvino.convert_model``, ``torch.fx.symbolic_trace`` and ``torch.func`` know
+PyTorch's own operators, and their users expect an artefact that is made of these. ``torch.compile`` and
+``torch.export`` are served by the operator of this package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
+
+stood_aside: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""By layer what it has left calls to, for ``explain``."""
+
+
+def tracer_of(input: Any) -> str | None:
+    """What traces or transforms a call on ``input`` that is not for this package's operator, None if nothing does."""
+    if torch.compiler.is_compiling():
+        return "torch.onnx" if torch.onnx.is_in_onnx_export() else None
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func"
+    if forward_ad._current_level >= 0:  # the operator has no tangents, and would lose them without a word
+        return "torch.autograd.forward_ad"
+    return "torch.fx" if isinstance(input, fx.Proxy) else None
+
+
+def run_as_pytorch(
+    module: nn.Module, plain: type[nn.Module], tracer: str, input: Any, hx: Any, weights: list[Tensor]
+) -> Any:
+    """The call as the class ``plain`` runs it, nn.LSTM or nn.LSTMCell.
+
+    Args:
+        weights: those of this call, in the order of ``_flat_weights_names``.
+    """
+    stood_aside.setdefault(module, set()).add(tracer)
+    if tracer == "torch.fx":
+        # a call of the module, as of every module of torch.nn
+        target = input.tracer.path_of_module(module)
+        return input.tracer.create_proxy("call_module", target, (input,) if hx is None else (input, hx), {})
+    layer = as_plain(module, plain)
+    # functional_call replaces the Parameters, which nn.LSTM overlooks
+    layer.__dict__["_flat_weights"] = weights
+    return plain.forward(layer, input, hx)
+
+
+def as_plain(module: nn.Module, plain: type[nn.Module]) -> nn.Module:
+    """A module of that class with the same Parameters and attributes."""
+    layer: nn.Module = object.__new__(plain)
+    layer.__dict__.update(module.__dict__)
+    return layer
