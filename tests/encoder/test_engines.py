@@ -70,6 +70,27 @@ class TwoOutputs(nn.Module):
         return found, torch.sigmoid(self.head(found))
 
 
+class UNet(nn.Module):
+    """Skips that are cut to the length of what they are added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([nn.Conv1d(4, 6, 5, stride=3), nn.Conv1d(6, 8, 5, stride=3)])
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose1d(8, 6, 5, stride=3), nn.ConvTranspose1d(6, 4, 5, stride=3)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for conv in self.down:
+            x = torch.relu(conv(x))
+            skips.append(x)
+        for conv in self.up:
+            skip = skips.pop()
+            x = conv(x + skip[..., : x.shape[-1]])
+        return x
+
+
 class Pools(nn.Module):
     """Pools along one dimension with every option, and a mean over both of a map, which gates it."""
 
@@ -176,6 +197,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shapes, Shapes]] = {
     "two outputs": (TwoOutputs, ((2, 4, 20),), ((1, 4, 3),)),
     "frames": (Frames, ((2, 4, 6),), ((3, 7, 6),)),
     "columns": (Columns, ((2, 3, 16, 20),), ((3, 3, 16, 9),)),
+    "skips": (UNet, ((2, 4, 52),), ((1, 4, 93),)),
     "pools": (Pools, ((2, 4, 21),), ((1, 4, 14),)),
 }
 QUICK = {"residual", "words", "columns"}

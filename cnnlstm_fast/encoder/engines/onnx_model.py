@@ -162,12 +162,22 @@ def _traceable(module: fx.GraphModule) -> fx.GraphModule:
                 "reshape",
                 (new.args[0], _unflattened(graph, node, new)),
             )
+        elif node.target is torch.ops.aten.slice.Tensor:
+            given = arguments(new)
+            new.target, new.args, new.kwargs = _sliced, tuple(given.values()), {}
         elif any("size" in n.meta or n.target is torch.ops.aten.sym_size.int for n in node.all_input_nodes):
             name = node.target._schema.name.removeprefix("aten::")
             homes = (home for home in (torch.Tensor, torch, torch._C._nn) if hasattr(home, name))
             new.target = getattr(next(homes, torch.ops.aten), name)
     graph.eliminate_dead_code()
     return fx.GraphModule(module, graph)
+
+
+def _sliced(tensor: Tensor, dim: int, start: Any, end: Any, step: int) -> Tensor:
+    """``aten.slice``, which PyTorch offers as indexing alone."""
+    places = [slice(None)] * tensor.dim()
+    places[dim] = slice(start, end, step)
+    return tensor[tuple(places)]
 
 
 def _pooled_row(node: fx.Node) -> tuple[Any, ...] | None:
