@@ -17,8 +17,8 @@ class AnySize(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in (F.max_pool1d, torch.max_pool1d):
             return _max_pool1d(*args, **{k: v for k, v in kwargs.items() if k != "return_indices"})
-        if function is F.adaptive_avg_pool2d:
-            return _adaptive_avg_pool2d(*args, **kwargs)
+        if function in (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d):
+            return _adaptive_avg_pool(function, *args, **kwargs)
         return function(*args, **kwargs)
 
 
@@ -46,15 +46,17 @@ def _max_pool1d(
     return found.squeeze(-2)
 
 
-def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    """A pooling to one row or column that leaves the other dimension as it is, as a mean: ONNX and TorchInductor have
-    no adaptive pooling to an open size."""
-    if isinstance(output_size, (tuple, list)) and len(output_size) == 2:
-        kept = [
-            wanted is None or (type(size) is int and size == wanted)
-            for size, wanted in zip(input.shape[-2:], output_size, strict=True)
-        ]
-        for pooled, other in ((0, 1), (1, 0)):
-            if output_size[pooled] == 1 and not kept[pooled] and kept[other]:
-                return input.mean(pooled - 2, keepdim=True)
-    return F.adaptive_avg_pool2d(input, output_size)
+def _adaptive_avg_pool(function: Any, input: Tensor, output_size: Any) -> Tensor:
+    """A pooling to one value along some dimensions that leaves the others as they are, as a mean: ONNX and
+    TorchInductor have no adaptive pooling to an open size."""
+    found: Tensor
+    if isinstance(output_size, (tuple, list)):
+        rank = len(output_size)
+        sizes = zip(input.shape[-rank:], output_size, strict=True)
+        kept = [wanted is None or (type(size) is int and size == wanted) for size, wanted in sizes]
+        pooled = [d - rank for d in range(rank) if not kept[d] and output_size[d] == 1]
+        if pooled and any(kept) and len(pooled) + sum(kept) == rank:
+            found = input.mean(pooled, keepdim=True)
+            return found
+    found = function(input, output_size)
+    return found

@@ -171,7 +171,7 @@ def _captured(
             parse(text)
         except ValueError as error:
             raise CannotCaptureError(f"torch.export assumes {text[:120]}") from error
-    assumed = tuple(text for text in needed if "!=" in text)
+    assumed = tuple(text for text in needed if "!=" in text or _NOT_ONE.fullmatch(text))
     conditions = tuple(text for text in needed if text not in assumed)
     return Captured(graph, weights, constants, arguments, leaves, result, results, conditions, assumed)
 
@@ -444,3 +444,5 @@ def _conditions(program: torch.export.ExportedProgram) -> list[str]:
 
 
 _TENSOR_SIZE = re.compile(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
+_NOT_ONE = re.compile(r"[^<>=!]+ (> 1|>= 2)")
+"""For a size no more than "!= 1": there a reshape may be a view that is a copy elsewhere, of the same numbers."""

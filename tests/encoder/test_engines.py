@@ -70,6 +70,17 @@ class TwoOutputs(nn.Module):
         return found, torch.sigmoid(self.head(found))
 
 
+class Clips(nn.Module):
+    """Clips (B, 3, T, H, W) -> (B, 5, T): the mean of each frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv3d(3, 5, 3, padding=1), nn.AdaptiveAvgPool3d((None, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(torch.relu(self.conv(x))).flatten(2)
+
+
 class UNet(nn.Module):
     """Skips that are cut to the length of what they are added to."""
 
@@ -197,6 +208,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Shapes, Shapes]] = {
     "two outputs": (TwoOutputs, ((2, 4, 20),), ((1, 4, 3),)),
     "frames": (Frames, ((2, 4, 6),), ((3, 7, 6),)),
     "columns": (Columns, ((2, 3, 16, 20),), ((3, 3, 16, 9),)),
+    "clips": (Clips, ((2, 3, 4, 8, 8),), ((1, 3, 7, 6, 9),)),
     "skips": (UNet, ((2, 4, 52),), ((1, 4, 93),)),
     "pools": (Pools, ((2, 4, 21),), ((1, 4, 14),)),
 }

@@ -141,6 +141,32 @@ def test_the_batch_of_states_varies_with_that_of_pictures(captured_at: int) -> N
     assert not fast.__dict__[RUNNER].notes
 
 
+class Nowcast(nn.Module):
+    """Maps (B, T, 1, H, W) -> a map (B, 1, H, W): an LSTM for each place of what the CNN makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.lstm = nn.Conv2d(1, 8, 4, stride=4), nn.LSTM(8, 6)
+        self.up = nn.ConvTranspose2d(6, 1, 4, stride=4)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        B, T = maps.shape[:2]
+        found = torch.relu(self.down(maps.flatten(0, 1)))
+        H, W = found.shape[2:]
+        places = found.view(B, T, 8, H * W).permute(1, 0, 3, 2).reshape(T, B * H * W, 8)
+        last = self.lstm(places)[1][0][-1]
+        return self.up(last.view(B, H, W, 6).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("captured_at", [1, 3])
+def test_a_reshape_that_is_a_view_of_a_batch_of_one(captured_at: int) -> None:
+    model = Nowcast().eval()
+    fast = optimize(copy.deepcopy(model), torch.randn(captured_at, 4, 1, 24, 32), encoder="onednn")
+    assert runners(fast) == [""], explain(fast)
+    same(model, fast, (1, 4, 1, 24, 32), (2, 6, 1, 8, 20), (3, 1, 1, 16, 12), (1, 1, 1, 8, 8))
+    assert not fast.__dict__[RUNNER].notes
+
+
 REASONS = {
     "edits a buffer": "edits a buffer or Parameter in place",
     "edits its argument": "edits an argument in place",
