@@ -170,10 +170,12 @@ def disagreements(case: Case, mode: str, dtype: str, names: list[str]) -> dict[s
 
 
 def found_apart(case: Case, mode: str, dtype: str, names: list[str]) -> dict[str, Any]:
-    """The same in a process of its own, for engines change global state."""
+    """The same in a process of its own, for engines change global state. Ours measures for a short time: it is not to
+    choose well."""
     call = f"tests.disagreements({case!r}, {mode!r}, {dtype!r}, {names})"
     script = (
         "import json, torch, warnings; warnings.simplefilter('ignore'); torch.set_num_threads(1)\n"
+        "from cnnlstm_fast.encoder import choose; choose.MEASURE_SECONDS = 0.2\n"
         f"import test_bench_models as tests; from bench.cases import Case\nprint(json.dumps({call}))"
     )
     return json.loads(python_prints(script).splitlines()[-1])
