@@ -19,7 +19,8 @@ from .encoder.usual import RUNNER
 from .optimize import as_arguments, check_model, optimize, revert
 from .recurrent.backends import BACKENDS
 from .recurrent.class_swap import is_fast
-from .timing import interleave, median_ratio
+from .side_by_side import side_by_side
+from .timing import median_ratio
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def _time(
     device: torch.device,
     seconds: float,
 ) -> SpeedRow:
-    times = interleave({"eager": lambda: job(eager), "fast": lambda: job(fast)}, seconds, device=device)
+    times = side_by_side(lambda: job(eager), lambda: job(fast), fast, seconds, device)
     return SpeedRow(
         what,
         statistics.median(times["eager"]) * 1e3,

@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from ..timing import Ratio, interleave, paired_ratio
+from ..side_by_side import side_by_side
+from ..timing import Ratio, paired_ratio
 from .data import Strings
 from .model import NumberReader
 from .train import training_step
@@ -95,6 +96,6 @@ def measure(eager: NumberReader, fast: NumberReader, held_out: Strings, seconds:
     }
     timings = []
     for what, (slow, quick) in jobs.items():
-        times = interleave({"eager": slow, "fast": quick}, seconds, min_rounds=11, device=device)
+        times = side_by_side(slow, quick, fast, seconds, device, min_rounds=11)
         timings.append(Timing(what, times["eager"], times["fast"], part=what.startswith("of ")))
     return timings

@@ -247,6 +247,11 @@ class Runner:
             plain = _called_plainly(module) and all(map(_is_standard, patterns))
             self.quick = gate.run if plain else no_result
 
+    def rest(self) -> None:
+        """Ends what the engines keep beside them until the next call: PyTorch's threads are as they are without."""
+        if self._bound is not None:
+            self._bound.gate.rest()
+
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)

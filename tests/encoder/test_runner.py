@@ -24,6 +24,7 @@ from cnnlstm_fast.encoder import runner
 from cnnlstm_fast.encoder.modules import has_runner
 from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
 from cnnlstm_fast.encoder.usual import RUNNER
+from cnnlstm_fast.side_by_side import side_by_side
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
 
@@ -480,6 +481,27 @@ def test_the_idle_team_lives_while_calls_run(teams: list[Any], pair: tuple[Tagge
         for alive in (True, True, False):
             fast(x)
             assert (teams[-1]() is not None) == alive
+
+
+def test_no_team_lives_while_the_original_model_is_timed(
+    teams: list[Any], pair: tuple[Tagger, Tagger]
+) -> None:
+    plain, fast = pair
+    x = torch.randn(2, 1, 16, 20)
+    alive: dict[str, list[bool]] = {"eager": [], "fast": []}
+
+    def job(name: str, model: Tagger) -> Callable[[], None]:
+        def run() -> None:
+            alive[name].append(bool(teams) and teams[-1]() is not None)
+            with torch.no_grad():
+                model(x)
+
+        return run
+
+    times = side_by_side(job("eager", plain), job("fast", fast), fast, 0.0, torch.device("cpu"), min_rounds=4)
+    assert {name: len(found) for name, found in times.items()} == {"eager": 4, "fast": 4}
+    assert alive["eager"] == [False] * 8, "an untimed call before each timed one"
+    assert alive["fast"][1::2] == [True] * 4, "made again by the untimed call"
 
 
 def test_a_team_that_cannot_be_made(

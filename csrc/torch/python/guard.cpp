@@ -242,6 +242,11 @@ PyObject* gate_remember(PyObject* self, PyObject* const* args, Py_ssize_t count)
   });
 }
 
+PyObject* gate_rest(PyObject* self, PyObject*) {
+  Py_CLEAR(gate_of(self).team);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef gate_methods[] = {
     {"enter", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_enter)), METH_FASTCALL,
      "enter(module, tensors, /)\n--\n\nWhat becomes of a call: RUN, EAGER, SETTLE or ADMIT of guard.py."},
@@ -251,6 +256,7 @@ PyMethodDef gate_methods[] = {
      "captured call and enter() says RUN; else None."},
     {"remember", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_remember)), METH_FASTCALL,
      "remember(tensors, runs, /)\n--\n\nWhether calls with these shapes run from now on."},
+    {"rest", gate_rest, METH_NOARGS, "rest()\n--\n\nEnds the team; the next call that runs makes it again."},
     {}};
 PyMemberDef gate_members[] = {
     {"forward", T_OBJECT_EX, offsetof(GateObject, forward), 0, "What a call that runs is answered by."},

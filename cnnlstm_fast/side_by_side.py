@@ -1,0 +1,37 @@
+"""Times of a model as it was and of the optimized one, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .encoder.usual import RUNNER
+from .timing import interleave
+
+
+def side_by_side(
+    eager: Callable[[], Any],
+    fast: Callable[[], Any],
+    optimized: nn.Module,
+    seconds: float,
+    device: torch.device,
+    min_rounds: int = 5,
+) -> dict[str, list[float]]:
+    """Seconds of ``eager`` and ``fast``, in interleaved rounds, see ``timing.interleave``.
+
+    An untimed call comes before each timed one, and before those of ``eager`` the idle team of ``optimized`` ends. It
+    would slow PyTorch's operators down, several times over where they are small, and with them the comparison.
+    """
+    jobs = {"eager": eager, "fast": fast}
+    runners = [runner for m in optimized.modules() if (runner := m.__dict__.get(RUNNER)) is not None]
+
+    def before(name: str) -> None:
+        if name == "eager":
+            for runner in runners:
+                runner.rest()
+        jobs[name]()
+
+    return interleave(jobs, seconds, min_rounds, device=device, before=before, warm_up=False)
