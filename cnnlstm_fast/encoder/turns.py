@@ -30,7 +30,10 @@ class Timed:
 
     def __init__(self, run: Run, times: list[float]) -> None:
         self._run, self._times = run, times
-        self.keeps = False
+        self.keeps = True
+
+    def forget(self) -> None:
+        self._times.clear()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         start = time.perf_counter()
@@ -67,6 +70,10 @@ class Turns:
         self._took = {label: timer(call) for label, call in calls.items()}
         spent = sum(self._took.values())
         counts = min(self._took.values()) >= LONG_CALL  # the first calls, then, are as good as any
+        if not counts:
+            for assignment in self._assignments.values():
+                for timed in assignment.timed:
+                    timed.forget()
         rounds = (MIN_ROUNDS if MIN_ROUNDS * spent < seconds else 1) - counts
         left = seconds - counts * spent
         times = interleave(calls, left, min_rounds=rounds, before=self._warm_up, warm_up=False)

@@ -389,6 +389,7 @@ def test_misuse_is_a_sentence(arguments: list[str], sentence: str, capsys: Any) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # the first row waits for whatever else runs on the machine
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     run = subprocess.Popen(
@@ -417,7 +418,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
         if " inference f32: " in line:
             break
     run.send_signal(signal.SIGINT)
-    rest, _ = run.communicate(timeout=60)
+    rest, _ = run.communicate(timeout=120)
     assert run.returncode == 130 and "interrupted after 1 of" in rest, rest
     found = load(path)
     assert len(found.rows) == 1 and found.notes[0] == "interrupted after 1 of 6 rows"

@@ -9,7 +9,7 @@ import pytest
 
 from cnnlstm_fast import timing
 from cnnlstm_fast.encoder import turns
-from cnnlstm_fast.encoder.turns import LONG_CALL, Assignment, Turns
+from cnnlstm_fast.encoder.turns import LONG_CALL, Assignment, Timed, Turns
 
 
 class Machine:
@@ -64,3 +64,22 @@ def test_of_long_calls_the_first_ones_count(machine: Machine, seconds: float, ro
     candidates = [machine.candidate(str(k), t) for k, t in enumerate(times)]
     assert Turns(candidates).medians(seconds) == pytest.approx(times)
     assert len(machine.calls) == 3 * rounds
+
+
+@pytest.mark.parametrize("seconds, most", [(1e-4, 0.1), (2 * LONG_CALL, 0.3), (2 * LONG_CALL, 5.0)])
+def test_every_region_has_times(machine: Machine, seconds: float, most: float) -> None:
+    """Also where nothing but the first calls fit into the time; of short calls those are not kept."""
+    kept: list[list[float]] = [[], []]
+
+    def candidate(k: int) -> Assignment:
+        calls = itertools.count()
+
+        def region() -> tuple[()]:
+            machine.now += seconds * (100 if next(calls) == 0 and seconds < LONG_CALL else 1)
+            return ()
+
+        timed = Timed(region, kept[k])
+        return Assignment(timed, timed=(timed,))
+
+    Turns([candidate(k) for k in range(2)]).medians(most)
+    assert all(times and times == pytest.approx([seconds] * len(times)) for times in kept)
