@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .encoder.usual import RUNNER
+from .encoder.runner import rest
 from .timing import interleave
 
 
@@ -26,12 +26,10 @@ def side_by_side(
     would slow PyTorch's operators down, several times over where they are small, and with them the comparison.
     """
     jobs = {"eager": eager, "fast": fast}
-    runners = [runner for m in optimized.modules() if (runner := m.__dict__.get(RUNNER)) is not None]
 
     def before(name: str) -> None:
         if name == "eager":
-            for runner in runners:
-                runner.rest()
+            rest(optimized)
         jobs[name]()
 
     return interleave(jobs, seconds, min_rounds, device=device, before=before, warm_up=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,17 +47,14 @@ def _max_pool1d(
     return found.squeeze(-2)
 
 
-def _adaptive_avg_pool(function: Any, input: Tensor, output_size: Any) -> Tensor:
+def _adaptive_avg_pool(function: Callable[..., Tensor], input: Tensor, output_size: Any) -> Tensor:
     """A pooling to one value along some dimensions that leaves the others as they are, as a mean: ONNX and
     TorchInductor have no adaptive pooling to an open size."""
-    found: Tensor
     if isinstance(output_size, (tuple, list)):
         rank = len(output_size)
         sizes = zip(input.shape[-rank:], output_size, strict=True)
         kept = [wanted is None or (type(size) is int and size == wanted) for size, wanted in sizes]
         pooled = [d - rank for d in range(rank) if not kept[d] and output_size[d] == 1]
         if pooled and any(kept) and len(pooled) + sum(kept) == rank:
-            found = input.mean(pooled, keepdim=True)
-            return found
-    found = function(input, output_size)
-    return found
+            return input.mean(pooled, keepdim=True)
+    return function(input, output_size)

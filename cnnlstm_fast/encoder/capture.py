@@ -444,5 +444,5 @@ def _conditions(program: torch.export.ExportedProgram) -> list[str]:
 
 
 _TENSOR_SIZE = re.compile(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
-_NOT_ONE = re.compile(r"[^<>=!]+ (> 1|>= 2)")
+_NOT_ONE = re.compile(r"x\d+\[\d+\] (> 1|>= 2)")
 """For a size no more than "!= 1": there a reshape may be a view that is a copy elsewhere, of the same numbers."""

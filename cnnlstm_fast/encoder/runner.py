@@ -295,6 +295,14 @@ def restore_runner(
     return runner
 
 
+def rest(model: nn.Module) -> None:
+    """Ends what the engines of the model and of the modules inside keep beside them, until their next calls."""
+    for module in model.modules():
+        runner = module.__dict__.get(RUNNER)
+        if isinstance(runner, Runner):  # not a ``Deferred``
+            runner.rest()
+
+
 def wants_idle_team(engines: Iterable[str]) -> bool:
     return torch.get_num_threads() > 1 and any(ENGINES[name].own_threads for name in engines)
 

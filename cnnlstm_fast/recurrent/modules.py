@@ -42,7 +42,9 @@ class _FastForward:
                     f"lengths, reset, all_cells: {tracer} takes only what nn.LSTM has; leave them out."
                 )
             m: Any = self
-            return run_as_pytorch(m, nn.LSTM, tracer, input, hx, self._weights())
+            weights = self._weights()
+            named = dict(zip(m._flat_weights_names, weights, strict=True))
+            return run_as_pytorch(m, nn.LSTM, tracer, input, hx, {**named, "_flat_weights": weights})
         return functional.run(self.call(input, hx, lengths=lengths, reset=reset, all_cells=all_cells))
 
     def key(self, *args: Any, **kwargs: Any) -> CallKey:
@@ -99,7 +101,8 @@ class _FastStep:
         (h, c)."""
         m: Any = self
         if (tracer := tracer_of(input)) is not None:
-            return run_as_pytorch(m, nn.LSTMCell, tracer, input, hx, [])
+            weights = dict(zip(_CELL_WEIGHTS, self._weights(), strict=False))  # perhaps without biases
+            return run_as_pytorch(m, nn.LSTMCell, tracer, input, hx, weights)
         return cell.run(input, hx, self._weights(), m.hidden_size, m.backend)
 
     def key(self, input: Tensor, hx: States | None = None) -> CallKey:

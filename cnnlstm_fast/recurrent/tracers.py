@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.autograd import forward_ad
 
 stood_aside: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
@@ -32,21 +32,21 @@ def tracer_of(input: Any) -> str | None:
 
 
 def run_as_pytorch(
-    module: nn.Module, plain: type[nn.Module], tracer: str, input: Any, hx: Any, weights: list[Tensor]
+    module: nn.Module, plain: type[nn.Module], tracer: str, input: Any, hx: Any, weights: dict[str, Any]
 ) -> Any:
     """The call as the class ``plain`` runs it, nn.LSTM or nn.LSTMCell.
 
     Args:
-        weights: those of this call, in the order of ``_flat_weights_names``.
+        weights: the attributes from which ``plain`` reads those of this call. They need not be the module's Parameters:
+            ``functional_call`` replaces these, and a parametrization computes others.
     """
     stood_aside.setdefault(module, set()).add(tracer)
-    if tracer == "torch.fx":
-        # a call of the module, as of every module of torch.nn
+    if tracer == "torch.fx" and type(module).original_class.forward is plain.forward:  # type: ignore[attr-defined]
+        # a call of the module, as of every module of torch.nn; the forward of a subclass is traced
         target = input.tracer.path_of_module(module)
         return input.tracer.create_proxy("call_module", target, (input,) if hx is None else (input, hx), {})
     layer = as_plain(module, plain)
-    # functional_call replaces the Parameters, which nn.LSTM overlooks
-    layer.__dict__["_flat_weights"] = weights
+    layer.__dict__.update(weights)
     return plain.forward(layer, input, hx)
 
 

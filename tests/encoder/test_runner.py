@@ -618,3 +618,10 @@ def test_keyword_arguments_and_numbers_are_those_of_the_example() -> None:
     for scale, engine in ((2.0, True), (2.0, True), (3.0, False), (2, False)):
         features, states = nested()
         same_nested(model, fast, features, states, scale, engine=engine)
+
+
+def test_a_model_that_waits_for_its_first_call_can_be_timed() -> None:
+    """One in train() mode waits on."""
+    fast = cnnlstm_fast.optimize(Tagger(), encoder="onednn")
+    times = side_by_side(lambda: None, lambda: None, fast, 0.0, torch.device("cpu"), min_rounds=2)
+    assert len(times["eager"]) == 2

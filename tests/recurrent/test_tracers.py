@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.utils.parametrizations import weight_norm
 
 import cnnlstm_fast
 
@@ -200,21 +201,45 @@ def test_what_nn_lstm_lacks_is_refused_by_name(argument: str) -> None:
         torch.func.grad(loss)(x)
 
 
+class Doubled(nn.LSTM):
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        output, states = super().forward(2.0 * input, hx)
+        return output + 1.0, states
+
+
 def test_subclasses_keep_their_forward() -> None:
-    class Doubled(nn.LSTM):
-        def forward(self, input: Tensor, hx: Any = None) -> Any:
-            output, states = super().forward(2.0 * input, hx)
-            return output + 1.0, states
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = Doubled(8, 16)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lstm(x)[0]
-
-    plain, x = Model(), torch.randn(6, 4, 8)
-    optimized = cnnlstm_fast.optimize(copy.deepcopy(plain))
+    plain, x = nn.Sequential(Doubled(8, 16), First()), torch.randn(6, 4, 8)
+    optimized = fast(plain)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.trace(optimized, x)(x), plain(x))
+    for model in (plain, optimized):  # the forward of a subclass is traced, and nn.LSTM's has branches
+        with pytest.raises(torch.fx.proxy.TraceError, match="control flow"):
+            torch.fx.symbolic_trace(model)
+
+
+class First(nn.Module):
+    def forward(self, found: Any) -> Tensor:
+        return found[0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_a_parametrization_computes(bias: bool) -> None:
+    for layer, name in (
+        (nn.LSTM(8, 16, bias=bias), "weight_hh_l0"),
+        (nn.LSTMCell(8, 16, bias=bias), "weight_hh"),
+    ):
+        plain = nn.Sequential(weight_norm(layer, name), First())
+        x = torch.randn(4, 8)
+        with torch.no_grad():
+            expected = plain(x)
+            for operation in (jit_trace, fx_trace_of_leaves):
+                torch.testing.assert_close(operation(fast(plain), x), expected)
+
+        def loss(model: nn.Module) -> Tensor:
+            return torch.func.grad(lambda given: model(given).pow(2).sum())(torch.ones(4, 8))
+
+        torch.testing.assert_close(loss(fast(plain)), loss(plain))
+
+
+def fx_trace_of_leaves(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.fx.symbolic_trace(model)(x)
