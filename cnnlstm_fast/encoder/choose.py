@@ -64,7 +64,9 @@ def choose(
     call = ModuleCall(module, args, kwargs, flatten(args, kwargs)[1])
     threads = torch.get_num_threads()
     with torch.no_grad():
-        parts = Split(plan, Options(threads, how.precision, alone=plan.alone), _record_inputs(plan, call))
+        deadline = how.deadline if how.encoder == "auto" else math.inf
+        options = Options(threads, how.precision, alone=plan.alone, deadline=deadline)
+        parts = Split(plan, options, _record_inputs(plan, call))
         if how.encoder != "auto":
             insisted = replace(how, deadline=math.inf)
             _build(parts.trials, dict.fromkeys(("eager", how.encoder)), parts.options, insisted)
@@ -75,9 +77,7 @@ def choose(
         splits = [parts]
         if whole is not None:
             try:
-                splits.append(
-                    Split(whole, Options(threads, how.precision, alone=True), _record_inputs(whole, call))
-                )
+                splits.append(Split(whole, replace(options, alone=True), _record_inputs(whole, call)))
             except Exception as error:  # of PyTorch's LSTM, or of its results; the reason, for explain
                 problem = Candidate("PyTorch's LSTM", reason=first_line(error))
         for split in splits[1:]:

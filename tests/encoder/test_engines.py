@@ -567,6 +567,22 @@ def test_check_finds_wrong_numbers() -> None:
     check(region, lambda x: (region.module(x)[0] * 1.0001,), example, Options(1, "bf16"))
 
 
+def test_a_slow_comparison_ends_with_the_budget() -> None:
+    """It takes seconds for each input, in float64; the first input is always compared."""
+    example = (torch.randn(2, 4, 20),)
+    region, late = one_region(network_of("conv1d"), example), Options(1, deadline=0.0)
+    check(region, region.module, example, late)
+    calls: list[Tensor] = []
+
+    def wrong(x: Tensor) -> tuple[Tensor, ...]:
+        calls.append(x)
+        return (region.module(x)[0] * 1.0001,)
+
+    with pytest.raises(RuntimeError, match="nothing of `budget` was left"):
+        check(region, wrong, example, late)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("engine", each(ENGINES))
 def test_more_threads_than_one(engine: str) -> None:
     with threads(2):

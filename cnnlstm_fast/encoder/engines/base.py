@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,14 @@ class Options:
     """How a region is to be run. ``threads``: at most so many; ``precision``: None for the dtype of the region's
     tensors, "bf16" for products of bfloat16 with the same dtypes at the borders; ``known``: the engine was built for
     this region before, and compared with it then; ``alone``: the region is all
-    of its module, so that nothing else follows a call at once."""
+    of its module, so that nothing else follows a call at once; ``deadline``: by ``time.monotonic``, after it an engine
+    whose error is above the limit on one input is refused without a comparison on more."""
 
     threads: int
     precision: str | None = None
     known: bool = False
     alone: bool = False
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True)

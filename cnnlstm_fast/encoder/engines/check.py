@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -123,6 +124,10 @@ def _check_at(region: Region, run: Run, expected: _Expected, sizes: Sizes, optio
     where = _shapes(expected.inputs(sizes, 0))
 
     def draw(k: int) -> Iterator[Result]:
+        if k > 0 and time.monotonic() > options.deadline:  # a draw of a slow region takes seconds, in float64
+            raise RuntimeError(
+                "its error is above the limit, and nothing of `budget` was left to compare more"
+            )
         inputs = expected.inputs(sizes, k)
         found, usual, exact = (
             tuple(run(*inputs)),
