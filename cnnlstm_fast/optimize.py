@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .encoder.deferred import defer
 from .encoder.describe import describe, engine_of
 from .encoder.fold import fold_loops
+from .encoder.inside import measure_inside
 from .encoder.modules import uninstall
 from .encoder.options import How, check_options
 from .encoder.prepare import BUDGET, prepare
@@ -97,6 +98,7 @@ def optimize(
         prepare(model, as_arguments(example_inputs), {}, how)
         deadline = max(how.deadline, time.monotonic() + budget / 2)
         fold_loops(model, as_arguments(example_inputs), {}, replace(how, deadline=deadline))
+        measure_inside(model, as_arguments(example_inputs), {}, how)
         prepare_training(model, as_arguments(example_inputs), {}, how)
     return model
 

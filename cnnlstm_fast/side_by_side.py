@@ -6,30 +6,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
-from .encoder.runner import rest
+from .encoder.idle_team import end_idle_team
 from .timing import interleave
 
 
 def side_by_side(
     eager: Callable[[], Any],
     fast: Callable[[], Any],
-    optimized: nn.Module,
     seconds: float,
     device: torch.device,
     min_rounds: int = 5,
 ) -> dict[str, list[float]]:
     """Seconds of ``eager`` and ``fast``, in interleaved rounds, see ``timing.interleave``.
 
-    An untimed call comes before each timed one, and before those of ``eager`` the idle team of ``optimized`` ends. It
-    would slow PyTorch's operators down, several times over where they are small, and with them the comparison.
+    An untimed call comes before each timed one, and before those of ``eager`` the idle team ends. It would slow
+    PyTorch's operators down, several times over where they are small, and with them the comparison.
     """
     jobs = {"eager": eager, "fast": fast}
 
     def before(name: str) -> None:
         if name == "eager":
-            rest(optimized)
+            end_idle_team()
         jobs[name]()
 
     return interleave(jobs, seconds, min_rounds, device=device, before=before, warm_up=False)

@@ -267,7 +267,7 @@ def _time(
     device: torch.device,
     seconds: float,
 ) -> SpeedRow:
-    times = side_by_side(lambda: job(eager), lambda: job(fast), fast, seconds, device)
+    times = side_by_side(lambda: job(eager), lambda: job(fast), seconds, device)
     return SpeedRow(
         what,
         statistics.median(times["eager"]) * 1e3,

@@ -96,6 +96,6 @@ def measure(eager: NumberReader, fast: NumberReader, held_out: Strings, seconds:
     }
     timings = []
     for what, (slow, quick) in jobs.items():
-        times = side_by_side(slow, quick, fast, seconds, device, min_rounds=11)
+        times = side_by_side(slow, quick, seconds, device, min_rounds=11)
         timings.append(Timing(what, times["eager"], times["fast"], part=what.startswith("of ")))
     return timings

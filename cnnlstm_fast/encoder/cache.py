@@ -15,7 +15,7 @@ from .files import folder, write
 from .plan import Plan
 from .record import Record
 
-FORMAT = 2
+FORMAT = 3
 Stored = TypeVar("Stored")
 
 

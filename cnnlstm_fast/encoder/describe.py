@@ -50,10 +50,12 @@ def describe(model: nn.Module) -> Iterator[str]:
             yield f"{where}: captured; {_times(runner.record)}"
             yield from _regions(runner.record)
             yield from _loop(runner.record)
+            yield from _inside(runner.record)
             yield from (f"  note:     {note}" for note in runner.notes)
         elif outcome is not None and outcome.record is not None:
             yield f"{where}: captured, but no engine is faster; {_times(outcome.record)}"
             yield from _regions(outcome.record)
+            yield from _inside(outcome.record)
         elif outcome is not None:
             yield f"{where}: not captured: {outcome.reason}"
         if outcome is not None:
@@ -76,10 +78,10 @@ def _training(model: nn.Module) -> Iterator[str]:
 
 
 def _times(record: Record) -> str:
-    if record.eager is None or record.fast is None:
+    if record.eager is None:
         return "named by the caller, not measured"
-    source = _source(record.threads, record.cached)
-    return f"{ms(record.eager)} before, {ms(record.fast)} by these engines,{source}"
+    then = f"{ms(record.fast)} by these engines" if record.fast is not None else "measured inside the model"
+    return f"{ms(record.eager)} before, {then},{_source(record.threads, record.cached)}"
 
 
 def _source(threads: int, cached: bool) -> str:
@@ -111,6 +113,14 @@ def _regions(record: Record) -> Iterator[str]:
         yield (
             f"  calls with sizes nearer to {_sizes(other.sizes)} run by {', '.join(other.engines)}: "
             f"{ms(other.seconds)} there, {ms(other.instead)} by the engines above"
+        )
+
+
+def _inside(record: Record) -> Iterator[str]:
+    if record.inside is not None:
+        yield (
+            f"  inside the model, whose call takes {ms(record.inside.own)} with {', '.join(record.inside.engines)}, "
+            f"{ms(record.inside.pytorch)} with engines that work by PyTorch's threads"
         )
 
 

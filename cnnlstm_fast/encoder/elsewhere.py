@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .engines import ENGINES
 from .plan import Plan
 from .record import OtherSize
 from .split import BETTER, ModuleCall, Split
@@ -37,23 +35,15 @@ def measure_elsewhere(
     if other is None:
         return None
     there = replace(split, trials=[replace(t, record=deepcopy(t.record), times={}) for t in split.trials])
-    beside = frozenset(engines.values())
-    uniform = [there.assignment(found, name, other, beside) for name, found in there.uniform()]
+    uniform = [there.assignment(found, name, other) for name, found in there.uniform()]
     Turns(uniform).medians(seconds / 2)
     best = there.fastest()
     if best == engines:
         return None
-    both = [there.assignment(found, "last", other, beside) for found in (engines, best)]
+    both = [there.assignment(found, "last", other) for found in (engines, best)]
     instead, found = Turns(both).medians(seconds / 4)
     if found > BETTER * instead:
         return None
-    if _own_threads(best) and not _own_threads(
-        engines
-    ):  # PyTorch's would sleep between the example's calls, too
-        here = [split.assignment(engines, "last", call, frozenset(names)) for names in ((), best.values())]
-        alone, together = Turns(here).medians(seconds / 4)
-        if alone < BETTER * together:
-            return None
     pairs = [(a.numel(), b.numel()) for a, b in zip(call.tensors, other.tensors, strict=True)]
     tensor, (here_n, there_n) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
     return OtherSize(
@@ -65,10 +55,6 @@ def measure_elsewhere(
         seconds=found,
         instead=instead,
     )
-
-
-def _own_threads(engines: Mapping[int, str]) -> bool:
-    return any(ENGINES[name].own_threads for name in engines.values())
 
 
 def _with_other_rows(plan: Plan, call: ModuleCall, seconds: float) -> ModuleCall | None:

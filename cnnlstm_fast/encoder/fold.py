@@ -119,7 +119,7 @@ def _fold(
     key = fingerprint(module, (TENSOR,), (at_once,), how.encoder, how.precision, loop, structure(model))
     stored = _stored(key, module, at_once)
     runner = stored or _measured(module, at_once, loop, how)
-    outcomes[module] = Outcome(runner.record)
+    outcomes[module] = Outcome(runner.record, key=key)
     if around is not None:
         uninstall(around)
         outcomes[around] = Outcome(

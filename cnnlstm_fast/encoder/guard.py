@@ -111,7 +111,6 @@ class Guard:
         kinds: tuple[tuple[torch.dtype, int], ...],
         threads: int,
         forward: Callable[..., tuple[Tensor, ...]],
-        make_team: Callable[[], Any] | None,
         arguments: Any,
         results: Any,
     ) -> Any:
@@ -120,9 +119,7 @@ class Guard:
         Args:
             kinds: the dtype and the rank of each tensor of the captured call, which are on the CPU.
             forward: takes these tensors and returns those of the result, by the engines.
-            make_team: makes what lives while calls run (attribute ``team``): from the first one until several calls in
-                a row do not.
             arguments: (args, kwargs) of the captured call with ``MARKER`` for each tensor.
             results: its result, likewise.
         """
-        return Gate(module, self._snapshot, kinds, threads, forward, make_team, arguments, results, MARKER)
+        return Gate(module, self._snapshot, kinds, threads, forward, arguments, results, MARKER)

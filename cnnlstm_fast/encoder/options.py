@@ -16,7 +16,8 @@ class How:
     """What ``optimize`` was asked for.
 
     ``deadline``: by ``time.monotonic``; ``share``: of the model's call that the module takes, which is measured for
-    about so long a part of the time.
+    about so long a part of the time; ``around``: the structure of the model that it is in, without which it was
+    captured.
     """
 
     encoder: str
@@ -24,6 +25,7 @@ class How:
     deadline: float
     progress: Progress
     share: float = 1.0
+    around: str = ""
 
 
 def check_options(encoder: Any, precision: Any) -> None:

@@ -43,6 +43,8 @@ class Outcome:
     record: Record | None = None
     reason: str | None = None
     notes: list[str] = field(default_factory=list)
+    key: str | None = None
+    """Of the record on disk."""
 
 
 outcomes: WeakKeyDictionary[nn.Module, Outcome] = WeakKeyDictionary()
@@ -95,6 +97,7 @@ def prepare_children(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         if calls is None:
             calls = observe(model, args, kwargs)
+            how = replace(how, around=structure(model))
             total = _seconds(model, (args, kwargs))
         whole = all(RUNNER not in part.__dict__ for part in module.modules())
         share = 1.0
@@ -129,13 +132,13 @@ def _try(module: nn.Module, call: Call, how: How) -> bool:
 def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> Outcome:
     leaves, tensors, _ = flatten(args, kwargs)
     check_kind(module, tensors)
-    key = fingerprint(module, leaves, tensors, how.encoder, how.precision)
+    key = fingerprint(module, leaves, tensors, how.encoder, how.precision, how.around)
     stored = cache.load(key)
     if stored is not None:
         runner = Runner(*stored, structure(module))
         problem = install_checked(module, runner, None, args, kwargs)
         if problem is None:
-            return Outcome(runner.record)
+            return Outcome(runner.record, key=key)
         # the code has changed in a way that the fingerprint does not cover, or an engine fails now
     late = time.monotonic() > how.deadline
     chosen = measure(module, args, kwargs, how)
@@ -144,7 +147,7 @@ def _prepare_one(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     problem = install_checked(module, runner, chosen.runs, args, kwargs)
     if problem is not None:
         raise CannotCaptureError(problem)
-    return Outcome(runner.record, notes=[unstored] if unstored else [])
+    return Outcome(runner.record, notes=[unstored] if unstored else [], key=None if unstored else key)
 
 
 def check_kind(module: nn.Module, tensors: Iterable[Tensor]) -> None:

@@ -54,6 +54,18 @@ class OtherSize:
 
 
 @dataclass
+class Inside:
+    """Seconds of the call of the model that the module is in."""
+
+    engines: list[str]
+    """Of each region; they were the fastest alone."""
+    own: float
+    """By these, of which some have threads of their own."""
+    pytorch: float
+    """By engines that work by PyTorch's threads."""
+
+
+@dataclass
 class Record:
     """The choice for one module. Times are of the example's call, in seconds: of the module's own forward with fast
     LSTMs, and by the engines."""
@@ -70,6 +82,8 @@ class Record:
     parts: float | None = None
     """The time of the best engines for the parts around its LSTMs, where that was compared with ``whole``."""
     other: OtherSize | None = None
+    inside: Inside | None = None
+    """Of a module that was captured without the model around it."""
     loop: Loop | None = None
     """The loop over frames that runs as one call of the module; the sizes and times of the regions are of that call."""
 
@@ -98,8 +112,10 @@ class Record:
         ]
         loop = None if data.get("loop") is None else Loop(**data["loop"])
         other = None if data["other"] is None else OtherSize(**data["other"])
+        inside = None if data["inside"] is None else Inside(**data["inside"])
         whole = [Candidate(**c) for c in data["whole"]]
-        return Record(**{**data, "regions": regions, "whole": whole, "other": other, "loop": loop})
+        parsed = {"regions": regions, "whole": whole, "other": other, "inside": inside, "loop": loop}
+        return Record(**{**data, **parsed})
 
 
 def ms(seconds: float) -> str:

@@ -43,6 +43,10 @@ HEAVY = _packets(
 )
 """A region without any of these is left to PyTorch: nothing in it is worth a call of an engine."""
 
+LEFT = _packets("lstm gru rnn_tanh rnn_relu unfold as_strided")
+"""Operators that other engines have not at all or not for open sizes: with one in it, they would run no part of a
+region."""
+
 
 @dataclass
 class Cut:
@@ -82,16 +86,16 @@ def _packet(node: fx.Node) -> Any:
 
 
 def _is_cut(node: fx.Node) -> bool:
-    """Whether an engine must not see the operator: LSTMs, other recurrent layers, operators of other packages."""
+    """Whether an engine should not see the operator: LSTMs, those that engines have not, complex numbers (a short-time
+    Fourier transform), operators of other packages."""
     if node.op != "call_function" or node.target is operator.getitem or _is_size(node) or INSIDE in node.meta:
         return False
-    packet = _packet(node)
-    return getattr(node.target, "namespace", "") != "aten" or packet in (
-        aten.gru,
-        aten.lstm,
-        aten.rnn_tanh,
-        aten.rnn_relu,
-    )
+    other = getattr(node.target, "namespace", "") != "aten" or _packet(node) in LEFT
+    return other or any(map(_is_complex, (node, *node.all_input_nodes)))
+
+
+def _is_complex(node: fx.Node) -> bool:
+    return "spec" in node.meta and node.meta["spec"].dtype.is_complex
 
 
 def _constants(graph: fx.Graph) -> set[fx.Node]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -234,23 +233,15 @@ class Runner:
                 chosen = {k: run_of(k, engine) for k, engine in enumerate(engines)}
                 return top_function(self.plan, module, tensors, chosen, self.record.precision)
 
-            engines = [region.engine for region in self.record.regions]
-            forward = forward_by(engines)
+            forward = forward_by([region.engine for region in self.record.regions])
             if (other := self.record.other) is not None:
                 forward = _by_size(forward, forward_by(other.engines), other)
-                engines += other.engines
             kinds = tuple([(dtype, rank) for dtype, _, rank in self.plan.tensors])
             patterns = self.plan.patterns(guards.MARKER)
-            make_team = partial(idle_team, engines) if wants_idle_team(engines) else None
-            gate = guard.gate(module, kinds, options.threads, forward, make_team, *patterns)
+            gate = guard.gate(module, kinds, options.threads, forward, *patterns)
             self._bound = _Bound(gate)
             plain = _called_plainly(module) and all(map(_is_standard, patterns))
             self.quick = gate.run if plain else no_result
-
-    def rest(self) -> None:
-        """Ends what the engines keep beside them until the next call: PyTorch's threads are as they are without."""
-        if self._bound is not None:
-            self._bound.gate.rest()
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -293,27 +284,6 @@ def restore_runner(
     runner = cls(Plan.from_json(plan), Record.from_json(record), structure)
     runner.enabled = enabled
     return runner
-
-
-def rest(model: nn.Module) -> None:
-    """Ends what the engines of the model and of the modules inside keep beside them, until their next calls."""
-    for module in model.modules():
-        runner = module.__dict__.get(RUNNER)
-        if isinstance(runner, Runner):  # not a ``Deferred``
-            runner.rest()
-
-
-def wants_idle_team(engines: Iterable[str]) -> bool:
-    return torch.get_num_threads() > 1 and any(ENGINES[name].own_threads for name in engines)
-
-
-def idle_team(engines: Iterable[str]) -> Any:
-    """Makes PyTorch's idle threads leave their cores, while it lives, to an engine that has threads of its own."""
-    if not wants_idle_team(engines):
-        return None
-    from .._guard import IdleTeam  # compiled: nothing is captured without it
-
-    return IdleTeam()
 
 
 def top_function(

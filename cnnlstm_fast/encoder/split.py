@@ -86,7 +86,6 @@ class Split:
         engines: Mapping[int, str],
         label: str,
         call: ModuleCall,
-        beside: frozenset[str] = frozenset(),
     ) -> Assignment:
         """The times of its regions are kept under the label."""
         runs = {
@@ -95,4 +94,4 @@ class Split:
         }
         weights = self.plan.tensors_of(call.module)
         forward = top_function(self.plan, call.module, weights, runs, self.options.precision)
-        return Assignment(lambda: forward(*call.tensors), engines, tuple(runs.values()), beside)
+        return Assignment(lambda: forward(*call.tensors), engines, tuple(runs.values()))

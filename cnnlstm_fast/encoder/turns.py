@@ -14,7 +14,7 @@ from torch import Tensor
 from ..timing import interleave
 from ..timing import timed as timer
 from .engines import ENGINES, Run
-from .runner import idle_team
+from .idle_team import end_idle_team
 
 MEASURE_SECONDS = 3.0
 """For all rounds of a comparison together; at least ``MIN_ROUNDS`` rounds."""
@@ -50,18 +50,16 @@ class Assignment:
     call: Callable[[], Any]
     engines: Mapping[int, str] = field(default_factory=dict)
     timed: tuple[Timed, ...] = ()
-    beside: frozenset[str] = frozenset()
-    """Engines that are ready for other calls."""
 
 
 class Turns:
-    """Times assignments in turns. A turn begins with the idle team that the assignment would have, or none, and with
-    calls that are not timed: the other candidates have left their weights in the caches and their threads awake."""
+    """Times assignments in turns. A turn begins without the idle team, unless the assignment's engines make it, and
+    with calls that are not timed: the other candidates have left their weights in the caches and their threads
+    awake."""
 
     def __init__(self, assignments: Sequence[Assignment]) -> None:
         self._assignments = {str(k): assignment for k, assignment in enumerate(assignments)}
         self._took: dict[str, float] = {}
-        self._team: Any = None
 
     def medians(self, seconds: float) -> list[float]:
         """Of each assignment's times, as they would be at the machine's usual speed: it may change from one round to
@@ -85,11 +83,8 @@ class Turns:
 
     def _warm_up(self, label: str) -> None:
         assignment = self._assignments[label]
-        engines = {*assignment.engines.values(), *assignment.beside}
-        if not any(ENGINES[name].own_threads for name in engines):
-            self._team = None
-        elif self._team is None:
-            self._team = idle_team(engines)
+        if not any(ENGINES[name].own_threads for name in assignment.engines.values()):
+            end_idle_team()
         for timed in assignment.timed:
             timed.keeps = False
         if self._took[label] < LONG_CALL:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cnnlstm_fast.encoder import choose, fold, training
+from cnnlstm_fast.encoder import choose, fold, inside, training
 from cnnlstm_fast.encoder.engines import ENGINES
 
 
@@ -23,5 +23,5 @@ def _table_in_order() -> Iterator[None]:
 def _short_measurements(_table_in_order: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests are of what is done with times, not of how exact they are. After the other fixture, which is to
     restore the table when monkeypatch has undone its edits."""
-    for module in (choose, fold, training):
+    for module in (choose, fold, inside, training):
         monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)

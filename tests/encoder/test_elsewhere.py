@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from torch import Tensor, nn
 
 from cnnlstm_fast import _native, explain, optimize, timing
-from cnnlstm_fast.encoder import runner, turns
+from cnnlstm_fast.encoder import turns
 from cnnlstm_fast.encoder.elsewhere import FEW_ROWS, MANY_ROWS
 from cnnlstm_fast.encoder.engines import ENGINES, Engine, Options, Run
 from cnnlstm_fast.encoder.region import Region
@@ -23,19 +22,6 @@ from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
 from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
-
-
-class Clock:
-    """Stands in the place of ``time``: it advances by what calls are said to take, alone."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def take(self, milliseconds: float) -> None:
-        self.now += 1e-3 * milliseconds
 
 
 clock = Clock()
@@ -169,42 +155,6 @@ def test_not_where_the_module_does_not_take_it() -> None:
 def test_not_after_the_budget() -> None:
     model = optimize(Net().eval(), torch.randn(16, 3, 9), budget=0.0)
     assert runner_of(model).record.other is None
-
-
-@pytest.mark.parametrize("loses", [False, True])
-def test_not_where_the_idle_team_costs_more_at_the_example(
-    loses: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ENGINES, "few", replace(ENGINES["few"], own_threads=True))
-    many, teams = ENGINES["many"], []
-
-    def slower(region: Region, example: tuple[Tensor, ...], options: Options) -> Run:
-        run = many.build(region, example, options)
-
-        def beside_a_team(x: Tensor) -> tuple[Tensor, ...]:
-            if loses and any(team() is not None for team in teams) and x.size(0) == 16:
-                clock.take(1)
-            return run(x)
-
-        return beside_a_team
-
-    def team(engines: Any) -> Any:
-        made = type("Team", (), {})() if "few" in engines else None
-        if made is not None:
-            teams.append(weakref.ref(made))
-        return made
-
-    for module in (runner, turns):
-        monkeypatch.setattr(module, "idle_team", team)
-    monkeypatch.setattr(runner, "wants_idle_team", lambda engines: "few" in engines)
-    monkeypatch.setitem(ENGINES, "many", replace(many, build=slower))
-    model = optimize(Net().eval(), torch.randn(16, 3, 9), budget=100.0)
-    assert [r.engine for r in runner_of(model).record.regions] == ["many"]
-    assert (runner_of(model).record.other is None) == loses
-    with torch.no_grad():
-        for _ in range(2):
-            model(torch.randn(16, 3, 9))
-    assert (runner_of(model)._bound.gate.team is None) == loses
 
 
 def test_another_engine_is_compared_at_its_own_sizes() -> None:

@@ -111,6 +111,49 @@ def test_an_example_that_is_a_view(how: str) -> None:
     assert not fast.__dict__[RUNNER].notes
 
 
+def _log_spectrum(x: Tensor) -> Tensor:
+    spectrum = torch.stft(x, 64, 32, window=torch.hann_window(64), return_complex=True)
+    return spectrum.abs().clamp(min=1e-5).log()
+
+
+def _phases(x: Tensor) -> Tensor:
+    spectrum = torch.stft(x, 64, 32, window=torch.hann_window(64), return_complex=True)
+    return torch.view_as_real(spectrum * spectrum.conj().roll(1, -1)).flatten(1, 1)[..., 0]
+
+
+FRONTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "magnitudes": _log_spectrum,
+    "phases": _phases,
+    "windows": lambda x: x.unfold(-1, 33, 20).transpose(1, 2),
+}
+"""Of sound (B, n) the features (B, 33, T)."""
+
+
+class Sound(nn.Module):
+    """(B, n) -> (B, T, 8)."""
+
+    def __init__(self, front: str) -> None:
+        super().__init__()
+        self.front = front
+        self.cnn = nn.Sequential(nn.Conv1d(33, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 12, 1))
+        self.lstm = nn.LSTM(12, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(self.cnn(FRONTS[self.front](x)).transpose(1, 2))[0]
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_what_engines_have_not_is_left_to_pytorch(front: str) -> None:
+    """Complex numbers and windows, of which there are no ONNX models with open sizes: the CNN behind has one."""
+    if (reason := ENGINES["onnxruntime"].missing()) is not None:
+        pytest.skip(reason)
+    model = Sound(front).eval()
+    fast = optimize(copy.deepcopy(model), torch.randn(2, 400), encoder="onnxruntime")
+    assert runners(fast) == [""], explain(fast)
+    same(model, fast, (2, 400), (3, 520), (1, 333))
+    assert [region.modules for region in fast.__dict__[RUNNER].record.regions] == [["cnn"]]
+
+
 class Step(nn.Module):
     """One step of a policy: pictures (B, 3, H, W), states (1, B, 6) -> scores (B, 4) and the next states."""
 

@@ -6,7 +6,6 @@ import copy
 import io
 import os
 import pickle
-import sys
 import threading
 import warnings
 import weakref
@@ -20,11 +19,9 @@ from torch import Tensor, nn
 
 import cnnlstm_fast
 from cnnlstm_fast import _native
-from cnnlstm_fast.encoder import runner
 from cnnlstm_fast.encoder.modules import has_runner
 from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
 from cnnlstm_fast.encoder.usual import RUNNER
-from cnnlstm_fast.side_by_side import side_by_side
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
 
@@ -454,75 +451,6 @@ def test_an_engine_that_fails_is_left_with_one_warning(pair: tuple[Tagger, Tagge
     assert "out of luck" in cnnlstm_fast.explain(pair[1])
 
 
-@pytest.fixture
-def teams(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Weak references to all idle teams, of models whose engine has threads of its own."""
-    made: list[Any] = []
-
-    def team(engines: Any) -> Any:
-        found = type("Team", (), {})()
-        made.append(weakref.ref(found))
-        return found
-
-    monkeypatch.setattr(runner, "idle_team", team)
-    monkeypatch.setattr(runner, "wants_idle_team", lambda engines: True)
-    return made
-
-
-def test_the_idle_team_lives_while_calls_run(teams: list[Any], pair: tuple[Tagger, Tagger]) -> None:
-    """Steps of training leave it, so that PyTorch's operators have their threads awake."""
-    fast, x = pair[1], torch.randn(2, 1, 16, 20)
-    for calls in (1, 2):
-        same(*pair, x)
-        assert len(teams) == calls
-        for _ in range(2):
-            fast(x)  # with gradients
-        same(*pair, x)
-        for alive in (True, True, False):
-            fast(x)
-            assert (teams[-1]() is not None) == alive
-
-
-def test_no_team_lives_while_the_original_model_is_timed(
-    teams: list[Any], pair: tuple[Tagger, Tagger]
-) -> None:
-    plain, fast = pair
-    x = torch.randn(2, 1, 16, 20)
-    alive: dict[str, list[bool]] = {"eager": [], "fast": []}
-
-    def job(name: str, model: Tagger) -> Callable[[], None]:
-        def run() -> None:
-            alive[name].append(bool(teams) and teams[-1]() is not None)
-            with torch.no_grad():
-                model(x)
-
-        return run
-
-    times = side_by_side(job("eager", plain), job("fast", fast), fast, 0.0, torch.device("cpu"), min_rounds=4)
-    assert {name: len(found) for name, found in times.items()} == {"eager": 4, "fast": 4}
-    assert alive["eager"] == [False] * 8, "an untimed call before each timed one"
-    assert alive["fast"][1::2] == [True] * 4, "made again by the untimed call"
-
-
-def test_a_team_that_cannot_be_made(
-    teams: list[Any], pair: tuple[Tagger, Tagger], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda error: said.append(str(error.exc_value)))
-    x = torch.randn(2, 1, 16, 20)
-
-    def fails(engines: Any) -> Any:
-        raise RuntimeError("no more threads")
-
-    monkeypatch.setattr(runner, "idle_team", fails)
-    fast = copy.deepcopy(pair[1])
-    for _ in range(CALLS_BEFORE_REBUILD):
-        same(pair[0], fast, x, engine=False)
-    for _ in range(3):  # the first one is compared with eager
-        same(pair[0], fast, x)
-    assert said == ["no more threads"]
-
-
 def test_an_engine_that_is_wrong_for_new_sizes_is_not_used_for_them(pair: tuple[Tagger, Tagger]) -> None:
     bound = runner_of(pair[1])._bound
     assert bound is not None
@@ -547,7 +475,6 @@ def test_revert(pair: tuple[Tagger, Tagger]) -> None:
 
 def test_a_dropped_model_is_freed(pair: tuple[Tagger, Tagger]) -> None:
     import gc
-    import weakref
 
     fast = cnnlstm_fast.optimize(Tagger().eval(), torch.randn(2, 1, 16, 20), encoder="onednn")
     with torch.no_grad():
@@ -618,10 +545,3 @@ def test_keyword_arguments_and_numbers_are_those_of_the_example() -> None:
     for scale, engine in ((2.0, True), (2.0, True), (3.0, False), (2, False)):
         features, states = nested()
         same_nested(model, fast, features, states, scale, engine=engine)
-
-
-def test_a_model_that_waits_for_its_first_call_can_be_timed() -> None:
-    """One in train() mode waits on."""
-    fast = cnnlstm_fast.optimize(Tagger(), encoder="onednn")
-    times = side_by_side(lambda: None, lambda: None, fast, 0.0, torch.device("cpu"), min_rounds=2)
-    assert len(times["eager"]) == 2

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from ... import timing
+from ..idle_team import use_idle_team
 from ..region import Region
 from .base import Engine, Options, Run
 from .check import check
@@ -38,14 +39,14 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
     level = levels.ORT_ENABLE_ALL
     spin = SPIN_ALONE_US if options.alone else SPIN_US
     try:
-        run = _run(region, _session(model, options.threads, level, spin))
+        run = _run(region, _session(model, options.threads, level, spin), options.threads)
         if not options.known:
             check(region, run, example, options)
     except Exception:  # its last level, which changes layouts, has had faults that the one below has not
         level = levels.ORT_ENABLE_EXTENDED
-        run = _run(region, _session(model, options.threads, level, spin))
+        run = _run(region, _session(model, options.threads, level, spin), options.threads)
     if options.threads > 1 and min(timing.timed(lambda: run(*example)) for _ in range(3)) < SHORT:
-        single = _run(region, _session(model, 1, level, spin))
+        single = _run(region, _session(model, 1, level, spin), 1)
         times = timing.interleave({"many": lambda: run(*example), "one": lambda: single(*example)}, 0.1, 20)
         if timing.median_ratio(times["many"], times["one"]) > 1.0:
             return single
@@ -72,7 +73,7 @@ def _session(model: bytes, threads: int, level: Any, spin: int) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _run(region: Region, session: Any) -> Run:
+def _run(region: Region, session: Any, threads: int) -> Run:
     inputs, outputs = names(region)
     # session.run without its checks of the names: 3 of 10 us
     call, eager = getattr(session, "_sess", session).run, region.module.forward
@@ -83,6 +84,8 @@ def _run(region: Region, session: Any) -> Run:
             if not tensor.numel():
                 return eager(*tensors)  # not every operator of ONNX takes an empty tensor
             feeds[name] = (tensor.detach() if tensor.requires_grad else tensor).contiguous().numpy()
+        if threads > 1:
+            use_idle_team()
         return tuple(
             [torch.from_numpy(found) for found in call(outputs, feeds, None)]
         )  # its memory, handed over

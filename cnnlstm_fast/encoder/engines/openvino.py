@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..idle_team import use_idle_team
 from ..region import Region
 from .base import Engine, Options, Run, first_reason
 from .onnx_model import onnx_model, other_float
@@ -40,10 +41,10 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
         # without it, bfloat16 wherever the machine has instructions for it
         "INFERENCE_PRECISION_HINT": "bf16" if options.precision == "bf16" else "f32",
     }
-    return _run(region, _core().compile_model(model, "CPU", settings))
+    return _run(region, _core().compile_model(model, "CPU", settings), options.threads)
 
 
-def _run(region: Region, compiled: Any) -> Run:
+def _run(region: Region, compiled: Any, threads: int) -> Run:
     import openvino
 
     eager, requests, count = region.module.forward, threading.local(), len(region.outputs)
@@ -59,6 +60,8 @@ def _run(region: Region, compiled: Any) -> Run:
         given = [t.detach().contiguous().numpy() for t in tensors]
         for k, array in enumerate(given):
             request.set_input_tensor(k, openvino.Tensor(array, shared_memory=True))
+        if threads > 1:
+            use_idle_team()
         request.infer(share_outputs=True)
         # a copy, since the next call writes to the same memory
         return tuple(torch.from_numpy(request.get_output_tensor(k).data).clone() for k in range(count))

@@ -97,24 +97,18 @@ PyType_Spec snapshot_spec = {"cnnlstm_fast._guard.Snapshot", sizeof(SnapshotObje
 
 // Of a snapshot and functions, which it keeps alive.
 struct GateObject {
-  PyObject_HEAD PyObject *snapshot, *forward, *make_team;
-  PyObject* team;    // what make_team() has returned, or null
-  int without_team;  // calls in a row that did not run
+  PyObject_HEAD PyObject *snapshot, *forward;
   cnnlstm::Gate* gate;
   cnnlstm::Pattern *arguments, *results;
 };
 
-// So many calls in a row, such as steps of training, leave the team: PyTorch's own operators are faster
-// without.
-constexpr int kCallsWithTeam = 3;
-
 GateObject& gate_of(PyObject* self) { return *reinterpret_cast<GateObject*>(self); }
 
 PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
-  PyObject *module, *snapshot, *kinds, *forward, *make_team, *arguments, *results, *marker;
+  PyObject *module, *snapshot, *kinds, *forward, *arguments, *results, *marker;
   int threads;
-  if (!PyArg_ParseTuple(args, "OO!O!iOOOOO:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
-                        &threads, &forward, &make_team, &arguments, &results, &marker))
+  if (!PyArg_ParseTuple(args, "OO!O!iOOOO:Gate", &module, snapshot_type, &snapshot, &PyTuple_Type, &kinds,
+                        &threads, &forward, &arguments, &results, &marker))
     return nullptr;
   return with_python_errors([&]() -> PyObject* {
     std::vector<cnnlstm::Gate::Argument> tensors;
@@ -133,9 +127,6 @@ PyObject* gate_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (self == nullptr) return nullptr;
     gate_of(self).snapshot = Py_NewRef(snapshot);
     gate_of(self).forward = Py_NewRef(forward);
-    gate_of(self).make_team = make_team == Py_None ? nullptr : Py_NewRef(make_team);
-    gate_of(self).team = nullptr;
-    gate_of(self).without_team = 0;
     gate_of(self).gate = gate.release();
     gate_of(self).arguments = given.release();
     gate_of(self).results = found.release();
@@ -147,16 +138,12 @@ int gate_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
   Py_VISIT(gate_of(self).snapshot);
   Py_VISIT(gate_of(self).forward);
-  Py_VISIT(gate_of(self).make_team);
-  Py_VISIT(gate_of(self).team);
   return 0;
 }
 
 // Without its function it answers no call, and so breaks the cycle of a function that holds the module.
 int gate_clear(PyObject* self) {
   Py_CLEAR(gate_of(self).forward);
-  Py_CLEAR(gate_of(self).make_team);
-  Py_CLEAR(gate_of(self).team);
   return 0;
 }
 
@@ -167,8 +154,6 @@ void gate_dealloc(PyObject* self) {
   delete gate_of(self).results;
   Py_XDECREF(gate_of(self).snapshot);
   Py_XDECREF(gate_of(self).forward);
-  Py_XDECREF(gate_of(self).make_team);
-  Py_XDECREF(gate_of(self).team);
   PyTypeObject* type = Py_TYPE(self);
   type->tp_free(self);
   Py_DECREF(type);
@@ -185,30 +170,10 @@ bool two_arguments(PyObject* const* args, Py_ssize_t count, int tuple) {
   return false;
 }
 
-// Before a call that runs: the team, if one is wanted.
-void with_team(GateObject& gate) {
-  gate.without_team = 0;
-  if (gate.team != nullptr || gate.make_team == nullptr) return;
-  gate.team = PyObject_CallNoArgs(gate.make_team);
-  if (gate.team == nullptr) {  // such as too many threads; the call is right without it
-    PyErr_WriteUnraisable(gate.make_team);
-    Py_CLEAR(gate.make_team);
-  }
-}
-
-// Before a call that does not run.
-void without_team(GateObject& gate) {
-  if (gate.team != nullptr && ++gate.without_team >= kCallsWithTeam) Py_CLEAR(gate.team);
-}
-
 PyObject* gate_enter(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (!two_arguments(args, count, 1)) return nullptr;
   return with_python_errors([&] {
-    GateObject& gate = gate_of(self);
-    const cnnlstm::Entry entry = gate.gate->enter(args[0], items_of(args[1]));
-    if (entry == cnnlstm::Entry::kRun) with_team(gate);
-    if (entry == cnnlstm::Entry::kEager) without_team(gate);
-    return PyLong_FromLong(static_cast<long>(entry));
+    return PyLong_FromLong(static_cast<long>(gate_of(self).gate->enter(args[0], items_of(args[1]))));
   });
 }
 
@@ -224,7 +189,6 @@ PyObject* gate_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     if (gate.forward == nullptr || !call || !gate.arguments->match(call.ptr(), tensors) ||
         gate.gate->enter(args[0], tensors) != cnnlstm::Entry::kRun)
       Py_RETURN_NONE;
-    with_team(gate);
     const auto forward = py::reinterpret_borrow<py::object>(gate.forward);
     const auto found = py::reinterpret_steal<py::object>(
         PyObject_Vectorcall(forward.ptr(), tensors.data(), tensors.size(), nullptr));
@@ -242,11 +206,6 @@ PyObject* gate_remember(PyObject* self, PyObject* const* args, Py_ssize_t count)
   });
 }
 
-PyObject* gate_rest(PyObject* self, PyObject*) {
-  Py_CLEAR(gate_of(self).team);
-  Py_RETURN_NONE;
-}
-
 PyMethodDef gate_methods[] = {
     {"enter", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_enter)), METH_FASTCALL,
      "enter(module, tensors, /)\n--\n\nWhat becomes of a call: RUN, EAGER, SETTLE or ADMIT of guard.py."},
@@ -256,22 +215,16 @@ PyMethodDef gate_methods[] = {
      "captured call and enter() says RUN; else None."},
     {"remember", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gate_remember)), METH_FASTCALL,
      "remember(tensors, runs, /)\n--\n\nWhether calls with these shapes run from now on."},
-    {"rest", gate_rest, METH_NOARGS, "rest()\n--\n\nEnds the team; the next call that runs makes it again."},
     {}};
 PyMemberDef gate_members[] = {
-    {"forward", T_OBJECT_EX, offsetof(GateObject, forward), 0, "What a call that runs is answered by."},
-    {"team", T_OBJECT, offsetof(GateObject, team), READONLY,
-     "What make_team has returned for the calls that run."},
-    {}};
+    {"forward", T_OBJECT_EX, offsetof(GateObject, forward), 0, "What a call that runs is answered by."}, {}};
 PyType_Slot gate_slots[] = {
-    {Py_tp_doc,
-     const_cast<char*>(
-         "Gate(module, snapshot, kinds, threads, forward, make_team, arguments, results, marker)\n--\n\n"
-         "All that is asked before a call runs by engines, at once.\n\n"
-         "kinds: the dtype and the rank of each tensor of the captured call; forward: takes them "
-         "and returns a tuple of the result's; make_team: None, or makes what is to live while "
-         "calls run; arguments: (args, kwargs) of the captured call and "
-         "results its result, nested tuples, lists and dicts with the marker for each tensor.")},
+    {Py_tp_doc, const_cast<char*>(
+                    "Gate(module, snapshot, kinds, threads, forward, arguments, results, marker)\n--\n\n"
+                    "All that is asked before a call runs by engines, at once.\n\n"
+                    "kinds: the dtype and the rank of each tensor of the captured call; forward: takes them "
+                    "and returns a tuple of the result's; arguments: (args, kwargs) of the captured call and "
+                    "results its result, nested tuples, lists and dicts with the marker for each tensor.")},
     {Py_tp_new, reinterpret_cast<void*>(gate_new)},
     {Py_tp_dealloc, reinterpret_cast<void*>(gate_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(gate_traverse)},
@@ -288,6 +241,21 @@ PyObject* plain_call(PyObject*, PyObject* args) {
 
 PyObject* needs_grad(PyObject*, PyObject* args) {
   return with_python_errors([&] { return PyBool_FromLong(cnnlstm::needs_grad(args)); });
+}
+
+PyObject* use_idle_team(PyObject*, PyObject*) {
+  try {
+    cnnlstm::idle_team::use();
+  } catch (const std::exception& error) {  // such as too many threads; the call is right without it
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    PyErr_WriteUnraisable(nullptr);
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* end_idle_team(PyObject*, PyObject*) {
+  cnnlstm::idle_team::end();
+  Py_RETURN_NONE;
 }
 
 PyMethodDef functions[] = {
@@ -309,18 +277,21 @@ PyMethodDef functions[] = {
      "Whether gradients are recorded and a tensor among the arguments, also in lists, tuples and dicts, "
      "requires\n"
      "one. Runs no Python code."},
+    {"use_idle_team", use_idle_team, METH_NOARGS,
+     "use_idle_team()\n--\n\n"
+     "Before a call of an engine with threads of its own: from here until 0.2 s after the last such call the "
+     "threads\n"
+     "of GNU's OpenMP (PyTorch's on Linux) sleep microseconds after a parallel region, not milliseconds, and "
+     "so leave\n"
+     "their cores to the engine."},
+    {"end_idle_team", end_idle_team, METH_NOARGS,
+     "end_idle_team()\n--\n\nOpenMP's threads spin from here on, until use_idle_team() is called again."},
     {}};
 
 }  // namespace
 
 PYBIND11_MODULE(_guard, m) {
   m.doc() = "What a call of a captured region needs of Python and PyTorch.";
-  py::class_<cnnlstm::IdleTeam>(
-      m, "IdleTeam",
-      "While one exists, the threads of GNU's OpenMP (PyTorch's on Linux) sleep microseconds after a "
-      "parallel region, not\n"
-      "milliseconds, and so leave their cores to an engine with threads of its own.")
-      .def(py::init<>());
   snapshot_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&snapshot_spec));
   m.add_object("Snapshot", py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(snapshot_type)));
   m.add_object("Gate", py::reinterpret_steal<py::object>(PyType_FromSpec(&gate_spec)));

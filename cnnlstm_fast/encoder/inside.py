@@ -1,0 +1,105 @@
+"""Modules that were captured one by one, and so measured alone: whether their engines are the fastest inside the model.
+
+An engine with threads of its own can win alone and lose there: its idle team lets PyTorch's threads sleep, and each of
+the model's other operators has to wake them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import cache
+from .engines import ENGINES
+from .modules import uninstall
+from .observe import eval_mode, restored
+from .options import How
+from .prepare import outcomes
+from .record import Candidate, Inside, Record, RegionRecord
+from .runner import Runner
+from .split import BETTER
+from .turns import MEASURE_SECONDS, Assignment, Turns
+from .usual import RUNNER
+
+Runners = Mapping[nn.Module, Runner]
+
+
+def measure_inside(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> None:
+    """Times the model's call with the chosen engines, and with the best ones that work by PyTorch's threads in the
+    place of those that do not; the faster ones stay. ``explain`` shows both."""
+    runners = {m: m.__dict__.get(RUNNER) for m in model.modules() if m is not model}
+    chosen = {m: r for m, r in runners.items() if isinstance(r, Runner) and _is_open(r.record)}
+    others = {m: r for m, r in ((m, _by_pytorch(r)) for m, r in chosen.items()) if r is not None}
+    if how.encoder != "auto" or not others or time.monotonic() > how.deadline:
+        return
+    how.progress("measuring inside the model")
+    chosen = {m: chosen[m] for m in others}
+    with eval_mode(model), torch.no_grad(), restored(model):
+        for module, runner in others.items():
+            runner.bind(module)
+        sets = (chosen, others)
+        calls = [Assignment(_call(model, args, kwargs, runners), _engines(runners)) for runners in sets]
+        own, pytorch = Turns(calls).medians(MEASURE_SECONDS / 2)
+    _place(others if pytorch < BETTER * own else chosen)
+    for module, runner in chosen.items():
+        engines = [region.engine for region in runner.record.regions]
+        record = module.__dict__[RUNNER].record
+        record.inside = Inside(engines, own, pytorch)
+        if not record.gains:
+            uninstall(module)
+        outcome = outcomes[module]
+        outcome.record = record
+        if outcome.key is not None and (unstored := cache.store(outcome.key, runner.plan, record)):
+            outcome.notes.append(unstored)
+
+
+def _is_open(record: Record) -> bool:
+    """Whether it has an engine with threads of its own, and was not compared inside the model by an earlier process."""
+    return record.inside is None and any(ENGINES[region.engine].own_threads for region in record.regions)
+
+
+def _by_pytorch(runner: Runner) -> Runner | None:
+    """The runner with the fastest engines that work by PyTorch's threads, if each region has one."""
+    regions = [_region_by_pytorch(region) for region in runner.record.regions]
+    found = [region for region in regions if region is not None]
+    if len(found) < len(regions):
+        return None
+    other = runner.record.other
+    if other is not None and any(ENGINES[name].own_threads for name in other.engines):
+        other = None
+    record = replace(
+        runner.record, regions=found, other=other, fast=None
+    )  # alone, these were not timed together
+    return type(runner)(runner.plan, record, runner.structure)
+
+
+def _region_by_pytorch(region: RegionRecord) -> RegionRecord | None:
+    def seconds(candidate: Candidate) -> float:
+        assert candidate.seconds is not None
+        return candidate.seconds
+
+    measured = [c for c in region.candidates if c.seconds is not None and not ENGINES[c.engine].own_threads]
+    return replace(region, engine=min(measured, key=seconds).engine) if measured else None
+
+
+def _place(runners: Runners) -> None:
+    for module, runner in runners.items():
+        module.__dict__[RUNNER] = runner
+
+
+def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], runners: Runners) -> Any:
+    def call() -> None:
+        _place(runners)
+        model(*args, **kwargs)
+
+    return call
+
+
+def _engines(runners: Runners) -> dict[int, str]:
+    names = [region.engine for runner in runners.values() for region in runner.record.regions]
+    return dict(enumerate(names))
