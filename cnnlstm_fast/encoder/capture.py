@@ -24,6 +24,9 @@ from . import vary
 from .agreement import first_line
 from .any_size import AnySize
 from .conditions import holds, parse
+from .functional import EditedViewError, make_functional, simplify, without_edits
+from .operator_call import arguments, packet
+from .reason import CannotCaptureError
 from .region import SCALAR_FUNCTIONS, TensorSpec
 
 aten = torch.ops.aten
@@ -31,10 +34,6 @@ aten = torch.ops.aten
 
 _NORMALISATIONS = (aten.batch_norm.default, aten.instance_norm.default)
 _DROPOUTS = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
-
-
-class CannotCaptureError(Exception):
-    """The module stays eager; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,13 @@ def _captured(
     if strange is not None:
         raise CannotCaptureError(f"it returns a {type(strange).__name__}, which no graph holds")
     graph, weights, constants = _copy_graph(program)
-    _make_functional(graph)
+    try:
+        make_functional(graph)
+    except EditedViewError:
+        with _quiet():
+            program_without = without_edits(program)
+        graph, weights, constants = _copy_graph(program_without)
+        simplify(graph)
     _drop_dropout(graph)
     _drop_unused(graph)
     _check_nodes(graph)
@@ -306,68 +311,6 @@ def _modules_of(node: fx.Node) -> tuple[str, ...]:
     return tuple(path.removeprefix("m.") for path in paths if path.startswith("m."))
 
 
-# ---------------------------------------------------------------- operators that edit their argument
-
-
-def _writes(node: fx.Node) -> list[int]:
-    """The positions of the arguments that the operator edits."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return []
-    return [k for k, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether the result may share memory with an argument."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.op == "call_function" and node.target is operator.getitem
-    return any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
-
-
-def _make_functional(graph: fx.Graph) -> None:
-    """Replaces operators that edit a tensor of the graph by those that return a new one, such as relu_ by relu.
-
-    Only where no other name of the same memory is used later: then every later use of the edited tensor is one of the
-    result.
-    """
-    order = {node: k for k, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        written = _writes(node) if node.op == "call_function" else []
-        if not written:
-            continue
-        edited = node.args[0]
-        packet = getattr(aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        overload = getattr(packet, node.target._overloadname, None) if packet is not None else None
-        if written != [0] or overload is None or not isinstance(edited, fx.Node):
-            raise CannotCaptureError(f"{node.target} edits a tensor in place")
-        if edited.op in ("placeholder", "get_attr"):
-            kind = "an argument" if edited.op == "placeholder" else "a buffer or Parameter"
-            raise CannotCaptureError(f"it edits {kind} in place ({node.target})")
-        views = [u for u in edited.users if u is not node and _is_view(u)]
-        if _is_view(edited) and _shares_later(edited, node, order):
-            raise CannotCaptureError(f"{node.target} edits a view of a tensor that is used again")
-        if any(order[u] > order[node] for view in views if order[view] < order[node] for u in view.users):
-            raise CannotCaptureError(f"{node.target} edits a tensor of which a view is used again")
-        node.target = overload
-        for user in [user for user in edited.users if order[user] > order[node]]:
-            user.replace_input_with(edited, node)
-
-
-def _shares_later(view: fx.Node, edit: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether a tensor that the view may share memory with is used after the edit, other than through the view."""
-    base = view
-    while _is_view(base) and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
-        if base.op in ("placeholder", "get_attr"):
-            return True
-        if any(
-            order[u] > order[edit] or (_is_view(u) and u is not view) for u in base.users if u is not view
-        ):
-            return True
-    return False
-
-
 def _drop_unused(graph: fx.Graph) -> None:
     """Erases what nothing uses, also checks of sizes, whose conditions are known."""
     for node in reversed(list(graph.nodes)):
@@ -379,7 +322,7 @@ def _drop_unused(graph: fx.Graph) -> None:
 def _drop_dropout(graph: fx.Graph) -> None:
     """Outside of training dropout is the identity."""
     for node in graph.nodes:
-        if getattr(node.target, "overloadpacket", None) in _DROPOUTS and node.args[2] is False:
+        if packet(node) in _DROPOUTS and node.args[2] is False:
             node.replace_all_uses_with(node.args[0])
 
 
@@ -390,7 +333,8 @@ def _check_nodes(graph: fx.Graph) -> None:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:
             raise CannotCaptureError(f"it draws random numbers ({node.target})")
-        if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
+        depends = torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
+        if depends and not _is_one_hot_of_choice(node):
             raise CannotCaptureError(f"sizes in it depend on data ({node.target})")
         if node.target in _NORMALISATIONS and node.args[3] is not None and node.args[5]:
             raise CannotCaptureError(f"it edits running statistics ({node.target})")
@@ -399,6 +343,21 @@ def _check_nodes(graph: fx.Graph) -> None:
             and node.target not in SCALAR_FUNCTIONS.values()
         ):
             raise CannotCaptureError(f"its graph calls {node.target}")
+
+
+def _is_one_hot_of_choice(node: fx.Node) -> bool:
+    """Whether it is a ``one_hot`` for a given number of classes, of indices that the model chooses, as a decoder does.
+    Of others PyTorch checks that there are so many classes, which an engine would not."""
+    if packet(node) is not aten.one_hot or arguments(node)["num_classes"] < 0:
+        return False
+    source: Any = node.args[0]
+    while source.target is operator.getitem or packet(source) in _SAME_INDICES:
+        source = source.args[0]
+    return packet(source) in _CHOICES
+
+
+_SAME_INDICES = {aten.view, aten.reshape, aten.squeeze, aten.unsqueeze, aten.flatten, aten.to}
+_CHOICES = {aten.argmax, aten.max, aten.zeros, aten.new_zeros, aten.zeros_like}
 
 
 # ---------------------------------------------------------------- conditions on sizes

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .agreement import first_line
-from .capture import CannotCaptureError, flatten
+from .capture import flatten
 from .elsewhere import measure_elsewhere
 from .engines import ENGINES, Engine, Options, Run
 from .engines.check import check, forget
 from .options import How
 from .plan import Plan
+from .reason import CannotCaptureError
 from .record import Candidate, Record, RegionRecord
 from .regions import build_region, with_ranks
 from .runner import Runs, top_function

@@ -17,7 +17,7 @@ from .. import _native
 from ..timing import interleave
 from . import cache, frames
 from .agreement import agree, first_line
-from .capture import TENSOR, CannotCaptureError
+from .capture import TENSOR
 from .fingerprint import fingerprint, structure
 from .frame_runner import FrameRunner
 from .frames import Loop
@@ -26,11 +26,13 @@ from .observe import Call, eval_mode, observe, restored
 from .options import How
 from .plan import Plan
 from .prepare import Outcome, check_kind, install_checked, measure, outcomes, prepare_children
+from .reason import CannotCaptureError
 from .record import ms
 from .turns import MEASURE_SECONDS, MIN_ROUNDS
 from .usual import RUNNER, original_forward
 
 Calls = dict[nn.Module, list[Call]]
+NO_FRAMES = "not for all frames of one tensor in order"
 
 
 def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> None:
@@ -58,6 +60,8 @@ def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
                 _fold(model, call, module, around, calls, how)
             except (CannotCaptureError, RuntimeError) as error:  # such as a named engine's, for so many rows
                 before.restore()
+                if around is not None and str(error) == NO_FRAMES:
+                    continue  # a graph runs all of its calls
                 outcomes[around or module].notes.append(
                     f"{_name(model, module)} is called {len(calls[module])} times, one by one: {first_line(error)}"
                 )
@@ -181,7 +185,7 @@ def _frames_of(calls: Sequence[Call]) -> tuple[list[Tensor], Loop]:
     given = [args[0] for args, kwargs in calls if len(args) == 1 and not kwargs and type(args[0]) is Tensor]
     loop = frames.find(given) if len(given) == len(calls) else None
     if loop is None or not given[0].is_floating_point():
-        raise CannotCaptureError("not for all frames of one tensor in order")
+        raise CannotCaptureError(NO_FRAMES)
     return given[: loop.calls], loop
 
 

@@ -15,7 +15,7 @@ from .. import _native
 from ..timing import timed
 from . import cache
 from .agreement import first_line
-from .capture import CannotCaptureError, Captured, capture, flatten
+from .capture import Captured, capture, flatten
 from .choose import SMALL_SHARE, Chosen, choose
 from .fingerprint import fingerprint, structure
 from .guard import CHANGED, Guard
@@ -23,6 +23,7 @@ from .modules import install, uninstall
 from .observe import Call, eval_mode, observe, restored
 from .options import How
 from .plan import Plan
+from .reason import CannotCaptureError
 from .record import Record
 from .regions import with_pytorch_lstms
 from .runner import EAGER, Runner, Runs

@@ -16,8 +16,10 @@ import torch
 from torch import fx, nn
 
 from . import lstm_call
-from .capture import CannotCaptureError, Captured
+from .capture import Captured
 from .lstm_call import INSIDE, LSTMPlace
+from .operator_call import packet
+from .reason import CannotCaptureError
 from .region import Region
 
 aten = torch.ops.aten
@@ -81,16 +83,12 @@ def _is_size(node: fx.Node) -> bool:
     return "size" in node.meta or (node.op == "call_function" and node.target is aten.sym_size.int)
 
 
-def _packet(node: fx.Node) -> Any:
-    return getattr(node.target, "overloadpacket", None)
-
-
 def _is_cut(node: fx.Node) -> bool:
     """Whether an engine should not see the operator: LSTMs, those that engines have not, complex numbers (a short-time
     Fourier transform), operators of other packages."""
     if node.op != "call_function" or node.target is operator.getitem or _is_size(node) or INSIDE in node.meta:
         return False
-    other = getattr(node.target, "namespace", "") != "aten" or _packet(node) in LEFT
+    other = getattr(node.target, "namespace", "") != "aten" or packet(node) in LEFT
     return other or any(map(_is_complex, (node, *node.all_input_nodes)))
 
 
@@ -165,7 +163,7 @@ def cut(captured: Captured) -> Cut:
 
 def _any_strides(node: fx.Node) -> None:
     """An engine's output may have other strides than eager's, of which a view may not exist."""
-    if _packet(node) in (aten.view, aten._unsafe_view):
+    if packet(node) in (aten.view, aten._unsafe_view):
         node.target = aten.reshape.default
 
 
@@ -181,7 +179,7 @@ def _members(graph: fx.Graph, constants: set[fx.Node]) -> dict[int, set[fx.Node]
             members.setdefault(level[node], set()).add(node)
     for k in list(members):
         _trim(members[k])
-        if not any(_packet(node) in HEAVY or INSIDE in node.meta for node in members[k]):
+        if not any(packet(node) in HEAVY or INSIDE in node.meta for node in members[k]):
             del members[k]
     return members
 
@@ -197,7 +195,7 @@ def _trim(nodes: set[fx.Node]) -> None:
     while changed:
         changed = False
         for node in list(nodes):
-            if node not in nodes or _packet(node) not in CHEAP or INSIDE in node.meta:
+            if node not in nodes or packet(node) not in CHEAP or INSIDE in node.meta:
                 continue
             unit = {node, *(user for user in node.users if user.target is operator.getitem)}
             users = {user for member in unit for user in member.users} - unit

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import cnnlstm_fast
 from cnnlstm_fast import _native, explain, optimize
 from cnnlstm_fast.encoder import choose, prepare, turns
-from cnnlstm_fast.encoder.capture import CannotCaptureError, capture
+from cnnlstm_fast.encoder.capture import capture
 from cnnlstm_fast.encoder.engines import ENGINES
+from cnnlstm_fast.encoder.reason import CannotCaptureError
 from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
 from cnnlstm_fast.encoder.usual import RUNNER
 

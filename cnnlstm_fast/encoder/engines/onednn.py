@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
+from ..operator_call import packet
 from ..region import Region
 from .base import Engine, Options, Run, first_reason
 from .onednn_draft import PRODUCTS, Draft, aten, targets
@@ -20,7 +21,6 @@ from .onednn_emit import compile_function, work_in_place
 from .onednn_fold import fold
 from .onednn_fuse import fuse
 from .onednn_lift import lift
-from .operator_call import packet
 
 FLOAT32 = targets("avg_pool3d grid_sampler cdist prod")
 """What autocast has computed in float32. Norms and softmax compute in float32 whatever they are given."""

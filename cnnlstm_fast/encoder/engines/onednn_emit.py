@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..operator_call import packet
 from .onednn_draft import CONVOLUTIONS, TRANSPOSED, UNARY, Draft, aten, shape, targets
 from .onednn_fuse import mkldnn
-from .operator_call import packet
 
 FRESH = (
     CONVOLUTIONS

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..operator_call import arguments, packet
 from .onednn_draft import CONVOLUTIONS, TRANSPOSED, Draft, aten, shape, targets
-from .operator_call import arguments, packet
 
 DROPOUTS = targets("dropout feature_dropout alpha_dropout feature_alpha_dropout")
 VIEWS = targets("view _unsafe_view")

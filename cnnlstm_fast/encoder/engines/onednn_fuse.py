@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..operator_call import arguments, numbers, packet
 from .onednn_draft import CONVOLUTIONS, TRANSPOSED, Draft, aten, shape
-from .operator_call import arguments, numbers, packet
 
 mkldnn = torch.ops.mkldnn
 CONVOLUTION = mkldnn._convolution_pointwise.default

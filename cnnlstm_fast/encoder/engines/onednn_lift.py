@@ -10,9 +10,9 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_arg
 
+from ..operator_call import arguments, numbers, packet
 from ..region import TensorSpec
 from .onednn_draft import UNARY, Draft, aten, shape, targets
-from .operator_call import arguments, numbers, packet
 
 SAME = UNARY | targets("batch_norm group_norm instance_norm prelu add sub mul div")
 """They mean the same on both shapes. Any that takes a tensor at (B, C, L) takes it at (B, C, 1, L)."""

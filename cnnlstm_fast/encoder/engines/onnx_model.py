@@ -17,9 +17,9 @@ from torch import Tensor, fx
 
 from ..._version import __version__
 from ..agreement import first_line
+from ..operator_call import arguments, numbers
 from ..region import Region
 from . import onnx_files
-from .operator_call import arguments, numbers
 
 _LEGACY_EXPORTER = "torch.onnx._internal.torchscript_exporter"
 _OPSET = 18
