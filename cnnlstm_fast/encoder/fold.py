@@ -32,7 +32,6 @@ from .turns import MEASURE_SECONDS, MIN_ROUNDS
 from .usual import RUNNER, original_forward
 
 Calls = dict[nn.Module, list[Call]]
-NO_FRAMES = "not for all frames of one tensor in order"
 
 
 def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> None:
@@ -60,8 +59,6 @@ def fold_loops(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
                 _fold(model, call, module, around, calls, how)
             except (CannotCaptureError, RuntimeError) as error:  # such as a named engine's, for so many rows
                 before.restore()
-                if around is not None and str(error) == NO_FRAMES:
-                    continue  # a graph runs all of its calls
                 outcomes[around or module].notes.append(
                     f"{_name(model, module)} is called {len(calls[module])} times, one by one: {first_line(error)}"
                 )
@@ -185,7 +182,7 @@ def _frames_of(calls: Sequence[Call]) -> tuple[list[Tensor], Loop]:
     given = [args[0] for args, kwargs in calls if len(args) == 1 and not kwargs and type(args[0]) is Tensor]
     loop = frames.find(given) if len(given) == len(calls) else None
     if loop is None or not given[0].is_floating_point():
-        raise CannotCaptureError(NO_FRAMES)
+        raise CannotCaptureError("not for all frames of one tensor in order")
     return given[: loop.calls], loop
 
 
