@@ -78,9 +78,10 @@ def norm(t: Tensor) -> float:
 def compare(
     draw: Callable[[int], Iterable[Result]],
     draws: int = 1,
+    most: int = MOST_DRAWS,
     limit: Callable[[float, torch.dtype], float] = bound,
 ) -> list[ErrorRow]:
-    """The error of every result over ``draws`` draws or, if one fails, over ``MOST_DRAWS``.
+    """The error of every result over ``draws`` draws or, if one fails, over ``most``.
 
     Args:
         draw: yields the results of the k-th draw of fresh numbers, with the same names each time; those of gradients
@@ -90,7 +91,7 @@ def compare(
     squares: dict[str, list[float]] = {}
     dtypes: dict[str, torch.dtype] = {}
     rows: list[ErrorRow] = []
-    for first, end in ((0, draws), (draws, MOST_DRAWS)):
+    for first, end in ((0, draws), (draws, most)):
         for k in range(first, end):
             for what, dtype, fast, eager, exact in draw(k):
                 distances = math.inf if fast is None else _distance(fast, exact), _distance(eager, exact)

@@ -567,6 +567,22 @@ def test_check_finds_wrong_numbers() -> None:
     check(region, lambda x: (region.module(x)[0] * 1.0001,), example, Options(1, "bf16"))
 
 
+@pytest.mark.parametrize(("length", "draws"), [(20, 32), (300, 13), (3000, 2)])
+def test_few_numbers_are_compared_more_often(length: int, draws: int) -> None:
+    """An error above the limit is one of all draws, and so many as are wanted to tell it from a random one."""
+    example = (torch.randn(2, 4, length),)
+    region = one_region(network_of("conv1d"), example)
+    calls: list[Tensor] = []
+
+    def wrong(x: Tensor) -> tuple[Tensor, ...]:
+        calls.append(x)
+        return (region.module(x)[0] * 1.0001,)
+
+    with pytest.raises(RuntimeError, match="is wrong: error 1.0e-04"):
+        check(region, wrong, example, Options(1))
+    assert len(calls) == draws
+
+
 def test_a_slow_comparison_ends_with_the_budget() -> None:
     """It takes seconds for each input, in float64; the first input is always compared."""
     example = (torch.randn(2, 4, 20),)

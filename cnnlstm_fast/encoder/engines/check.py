@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ...contract import Result, compare
+from ...contract import MOST_DRAWS, Result, compare
 from ..agreement import agree, first_line
 from ..conditions import holds, parse
 from ..region import Region
@@ -18,6 +18,8 @@ from .cast import cast
 from .sizes import Sizes, other_sizes, shapes, sizes_of
 
 Results = tuple[Tensor, ...]
+ENOUGH_NUMBERS = 2**15
+"""The norm of so many rounding errors varies by less than a hundredth, if they are independent."""
 
 
 def check(region: Region, run: Run, example: tuple[Tensor, ...], options: Options) -> None:
@@ -148,7 +150,7 @@ def _check_at(region: Region, run: Run, expected: _Expected, sizes: Sizes, optio
             yield Result(f"output {j}", expected.dtype, out, own, exact[j])
 
     try:
-        rows = compare(draw)
+        rows = compare(draw, most=_draws(expected.eager(region, sizes, 0)))
     except Exception as error:
         raise RuntimeError(f"it fails on inputs {where}: {first_line(error)}") from error
     for row in rows:
@@ -156,6 +158,13 @@ def _check_at(region: Region, run: Run, expected: _Expected, sizes: Sizes, optio
             raise RuntimeError(
                 f"{row.what} of inputs {where} is wrong: error {row.fast:.1e}, PyTorch's {row.eager:.1e}"
             )
+
+
+def _draws(results: Results) -> int:
+    """How many draws tell a larger error from a random one: the error of many numbers varies little, and a draw in
+    float64 may take seconds."""
+    numbers = min((t.numel() for t in results if t.is_floating_point()), default=1)
+    return max(2, min(MOST_DRAWS, ENOUGH_NUMBERS // max(1, numbers)))
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> str:
