@@ -8,10 +8,12 @@ The fused clamps (ReLU6, hardtanh, hardsigmoid) return a limit for NaN, where ea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
 
 from ..operator_call import packet
 from ..region import Region
@@ -59,31 +61,45 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
 
 
 def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None) -> None:
-    """Gives each tensor ``meta["example"]``, a fake tensor of the example's shape and the dtype that it will have.
+    """Gives each tensor ``meta["example"]``, a tensor of the example's shape and the dtype that it will have, but with
+    one number. It runs the graph: fake tensors would import PyTorch's compiler, which takes two seconds.
 
     With "bf16", products take bfloat16, as under autocast; everything else takes what it is given.
     """
     graph, given = draft.graph, iter(example)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+    values: dict[fx.Node, Any] = {}
+    users = {node: set(node.users) for node in graph.nodes}
+
+    def keep(node: fx.Node, value: Any) -> None:
+        values[node] = value
+        node.meta["example"] = tree_map_only(Tensor, lambda t: t.new_empty(()).expand(t.shape), value)
 
     def evaluate(node: fx.Node) -> None:
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["example"])
-        with mode:
-            node.meta["example"] = node.target(*args, **kwargs)  # type: ignore[operator]
+        args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+        keep(node, node.target(*args, **kwargs))  # type: ignore[operator]
+
+    def drop_unused(node: fx.Node, needed: list[fx.Node]) -> None:
+        """What no node after this one takes."""
+        for n in needed:
+            users[n].discard(node)
+            if not users[n]:
+                for old in (n, *(new for (source, _), new in casts.items() if source is n)):
+                    values.pop(old, None)
 
     def cast(n: fx.Node, dtype: torch.dtype, before: fx.Node) -> fx.Node:
-        value = n.meta["example"]
+        value = values[n]
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
             return n
         if (n, dtype) not in casts:
-            tensor = draft.tensor(n)
+            value = value.to(dtype)
             with graph.inserting_before(before):
-                if tensor is None:
-                    new = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
+                if n.op == "get_attr":
+                    new = draft.add(value)
                 else:
-                    new = draft.add(tensor.to(dtype))
-            new.meta = dict(n.meta) | {"example": mode.from_tensor(value.new_empty(value.shape, dtype=dtype))}
+                    new = graph.call_function(aten._to_copy.default, (n,), {"dtype": dtype})
+            new.meta = dict(n.meta)
+            keep(new, value)
             casts[n, dtype] = new
         return casts[n, dtype]
 
@@ -94,10 +110,11 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
         output.args = map_arg(output.args, lambda n: cast(n, n.meta["spec"].dtype, output))
 
     for node in list(graph.nodes):
+        needed = list(node.all_input_nodes)
         if node.op == "placeholder":
-            node.meta["example"] = mode.from_tensor(next(given))
+            keep(node, next(given))
         elif node.op == "get_attr":
-            node.meta["example"] = mode.from_tensor(draft.tensors[node.target])
+            keep(node, draft.tensors[node.target])
         elif node.op == "output":
             cast_results(node)
         else:
@@ -108,6 +125,7 @@ def _set_dtypes(draft: Draft, example: tuple[Tensor, ...], precision: str | None
             elif packet(node) is aten.prelu:  # the one function of an element that takes no mixed dtypes
                 cast_all(node, node.args[0].meta["example"].dtype)
             evaluate(node)
+        drop_unused(node, needed)
 
 
 ENGINE = Engine("onednn", "PyTorch's fused oneDNN operators", _build, _supports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,12 +46,17 @@ def _build(region: Region, example: tuple[Tensor, ...], options: Options) -> Run
     except Exception:  # its last level, which changes layouts, has had faults that the one below has not
         level = levels.ORT_ENABLE_EXTENDED
         run = _run(region, _session(model, options.threads, level, spin), options.threads)
-    if options.threads > 1 and min(timing.timed(lambda: run(*example)) for _ in range(3)) < SHORT:
+    if options.threads > 1 and _is_short(lambda: run(*example)):
         single = _run(region, _session(model, 1, level, spin), 1)
         times = timing.interleave({"many": lambda: run(*example), "one": lambda: single(*example)}, 0.1, 20)
         if timing.median_ratio(times["many"], times["one"]) > 1.0:
             return single
     return run
+
+
+def _is_short(call: Callable[[], Any]) -> bool:
+    """After a first call, which is longer."""
+    return timing.timed(call) < 10 * SHORT and min(timing.timed(call) for _ in range(2)) < SHORT
 
 
 def _session(model: bytes, threads: int, level: Any, spin: int) -> Any:
