@@ -6,7 +6,9 @@ import copy
 import json
 import math
 import os
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -504,6 +506,24 @@ def test_the_next_model_of_the_same_code_is_not_measured(monkeypatch: pytest.Mon
     same(model, fast, (2, 2, 3, 8, 8), (3, 5, 3, 8, 10))
     with torch.no_grad():
         assert not torch.allclose(first(x), fast(x))
+
+
+def test_the_next_process_needs_no_compiler() -> None:
+    """To import PyTorch's takes two seconds."""
+    program = """
+        import sys, torch
+        from torch import nn
+        from cnnlstm_fast import optimize
+
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+        optimize(model, torch.randn(2, 3, 8, 8), encoder="onednn")
+        with torch.no_grad():
+            model(torch.randn(5, 3, 8, 8))
+        print(model.__dict__["_cnnlstm_fast_runner"].record.cached, "torch._dynamo" in sys.modules)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
+    assert (first.stdout.split(), second.stdout.split()) == (["False", "True"], ["True", "False"])
 
 
 class Other(Frames):
