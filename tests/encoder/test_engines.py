@@ -578,7 +578,7 @@ def test_few_numbers_are_compared_more_often(length: int, draws: int) -> None:
         calls.append(x)
         return (region.module(x)[0] * 1.0001,)
 
-    with pytest.raises(RuntimeError, match="is wrong: error 1.0e-04"):
+    with pytest.raises(RuntimeError, match=r"is wrong: error 1\.0e-04"):
         check(region, wrong, example, Options(1))
     assert len(calls) == draws
 
