@@ -50,8 +50,8 @@ def make_functional(graph: fx.Graph) -> None:
         if not written:
             continue
         edited = node.args[0]
-        packet = getattr(aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        overload = getattr(packet, node.target._overloadname, None) if packet is not None else None
+        kin = getattr(aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        overload = getattr(kin, node.target._overloadname, None) if kin is not None else None
         if written != [0] or overload is None or not isinstance(edited, fx.Node):
             raise CannotCaptureError(f"{node.target} edits a tensor in place")
         if edited.op in ("placeholder", "get_attr"):

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from . import cache
-from .engines import ENGINES
+from .agreement import first_line
+from .engines import ENGINES, Engine
 from .modules import uninstall
 from .observe import eval_mode, restored
 from .options import How
@@ -32,16 +33,21 @@ Runners = Mapping[nn.Module, Runner]
 def measure_inside(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], how: How) -> None:
     """Times the model's call with the chosen engines, and with the best ones that work by PyTorch's threads in the
     place of those that do not; the faster ones stay. ``explain`` shows both."""
-    runners = {m: m.__dict__.get(RUNNER) for m in model.modules() if m is not model}
-    chosen = {m: r for m, r in runners.items() if isinstance(r, Runner) and _is_open(r.record)}
-    others = {m: r for m, r in ((m, _by_pytorch(r)) for m, r in chosen.items()) if r is not None}
-    if how.encoder != "auto" or not others or time.monotonic() > how.deadline:
+    if how.encoder != "auto" or time.monotonic() > how.deadline:
         return
-    how.progress("measuring inside the model")
-    chosen = {m: chosen[m] for m in others}
     with eval_mode(model), torch.no_grad(), restored(model):
-        for module, runner in others.items():
-            runner.bind(module)
+        chosen: dict[nn.Module, Runner] = {}
+        others: dict[nn.Module, Runner] = {}
+        for module in model.modules():
+            runner = module.__dict__.get(RUNNER)
+            if module is model or not isinstance(runner, Runner) or not _is_open(runner.record):
+                continue
+            other = _by_pytorch(runner)
+            if other is not None and _is_bound(other, module):
+                chosen[module], others[module] = runner, other
+        if not chosen:
+            return
+        how.progress("measuring inside the model")
         sets = (chosen, others)
         calls = [Assignment(_call(model, args, kwargs, runners), _engines(runners)) for runners in sets]
         own, pytorch = Turns(calls).medians(MEASURE_SECONDS / 2)
@@ -72,9 +78,8 @@ def _by_pytorch(runner: Runner) -> Runner | None:
     other = runner.record.other
     if other is not None and any(ENGINES[name].own_threads for name in other.engines):
         other = None
-    record = replace(
-        runner.record, regions=found, other=other, fast=None
-    )  # alone, these were not timed together
+    # alone, these were not timed together
+    record = replace(runner.record, regions=found, other=other, fast=None)
     return type(runner)(runner.plan, record, runner.structure)
 
 
@@ -83,8 +88,22 @@ def _region_by_pytorch(region: RegionRecord) -> RegionRecord | None:
         assert candidate.seconds is not None
         return candidate.seconds
 
-    measured = [c for c in region.candidates if c.seconds is not None and not ENGINES[c.engine].own_threads]
+    measured = [c for c in region.candidates if c.seconds is not None and _is_quick(ENGINES[c.engine])]
     return replace(region, engine=min(measured, key=seconds).engine) if measured else None
+
+
+def _is_quick(engine: Engine) -> bool:
+    """Whether it works by PyTorch's threads, and needs no compiler, which would take its time again."""
+    return not engine.own_threads and not engine.setup_seconds
+
+
+def _is_bound(runner: Runner, module: nn.Module) -> bool:
+    try:
+        runner.bind(module)
+    except Exception as error:  # of an engine; the others stay
+        outcomes[module].notes.append(f"not compared inside the model: {first_line(error)}")
+        return False
+    return True
 
 
 def _place(runners: Runners) -> None:

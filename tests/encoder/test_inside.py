@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,10 @@ def _engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(ENGINES, made.name, made)
 
 
-def optimized(**options: Any) -> Model:
+def optimized(training: bool = False, **options: Any) -> Model:
     torch.manual_seed(0)
-    return optimize(Model().eval(), torch.randn(4, 3, 9), **{"budget": 100.0, **options})
+    model = Model().train(training)
+    return optimize(model, torch.randn(4, 3, 9), **{"budget": 100.0, **options}).eval()
 
 
 def engines_of(model: Model) -> list[str]:
@@ -112,11 +114,11 @@ def test_the_faster_inside_the_model_stays(
     )
 
 
-@pytest.mark.parametrize("copied", ["as it is", "deepcopy", "pickle"])
+@pytest.mark.parametrize("copied", ["as it is", "in train mode", "deepcopy", "pickle"])
 def test_its_results_are_right(copied: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "cost", 9.0)
-    model = optimized()
-    if copied != "as it is":
+    model = optimized(training=copied == "in train mode")
+    if copied in ("deepcopy", "pickle"):
         model = copy.deepcopy(model) if copied == "deepcopy" else pickle.loads(pickle.dumps(model))
     team.end()
     x = torch.randn(7, 3, 9)
@@ -166,6 +168,29 @@ def test_eager_where_nothing_else_works_by_pytorchs_threads(monkeypatch: pytest.
     assert "no engine is faster" in explain(model)
     again = optimized()
     assert RUNNER not in again.cnn.__dict__
+
+
+def test_an_engine_that_cannot_be_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    shared = ENGINES["shared"]
+
+    def once(*args: Any) -> Run:
+        built.append("shared")
+        if len(built) > 1:
+            raise RuntimeError("no memory left")
+        return shared.build(*args)
+
+    monkeypatch.setitem(ENGINES, "shared", replace(shared, build=once))
+    model = optimized()
+    assert engines_of(model) == ["own"]
+    assert "not compared inside the model: no memory left" in explain(model)
+
+
+def test_no_compiler_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "shared", replace(ENGINES["shared"], setup_seconds=1e-3))
+    monkeypatch.setattr(team, "cost", 9.0)
+    model = optimized()
+    assert RUNNER not in model.cnn.__dict__, "PyTorch is the fastest without one"
 
 
 def test_a_named_engine_stays(monkeypatch: pytest.MonkeyPatch) -> None:
