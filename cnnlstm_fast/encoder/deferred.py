@@ -17,7 +17,6 @@ from . import guard as guards
 from .agreement import first_line
 from .capture import flatten, has_hooks
 from .fold import fold_loops
-from .inside import measure_inside
 from .modules import install, uninstall
 from .options import How
 from .prepare import Outcome, outcomes, prepare
@@ -67,7 +66,6 @@ class Deferred:
                 how = How(self.encoder, self.precision, time.monotonic() + self.budget, progress)
                 prepare(module, args, kwargs, how)
                 fold_loops(module, args, kwargs, how)
-                measure_inside(module, args, kwargs, how)
         except Exception as error:
             outcomes[module] = Outcome(reason=first_line(error))
             warnings.warn(f"cnnlstm_fast: {first_line(error)} The model runs as before.", stacklevel=5)
