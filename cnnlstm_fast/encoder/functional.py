@@ -96,7 +96,8 @@ def without_edits(program: torch.export.ExportedProgram) -> torch.export.Exporte
 
 def simplify(graph: fx.Graph) -> None:
     """Operators that an engine has in the place of what ``without_edits`` leaves: a tensor that is filled part by part
-    is a stack of the parts."""
+    is a stack of the parts, and tensors that were made to be edited, such as zeros in each step, are one."""
+    made: dict[str, fx.Node] = {}
     for node in graph.nodes:
         called: Any = packet(node)
         if called is aten._to_copy and node.kwargs.keys() == {"dtype"}:
@@ -105,6 +106,12 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
         elif called in (aten.copy, aten.slice_scatter) and _alike(node, node.args[1]):
             node.replace_all_uses_with(node.args[1])
+        elif called is aten.select and _is_part(node):
+            node.replace_all_uses_with(node.args[0].args[1])
+        elif called in (aten.zeros, aten.ones, aten.full):
+            first = made.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
+            if first is not node:
+                node.replace_all_uses_with(first)
     for node in reversed(graph.nodes):  # the last edit first
         if packet(node) is aten.select_scatter and node.users:
             _stack(graph, node)
@@ -112,6 +119,12 @@ def simplify(graph: fx.Graph) -> None:
 
 def _alike(node: fx.Node, other: Any) -> bool:
     return node.meta["spec"] == other.meta["spec"]
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether the part that it selects was written just before."""
+    source: Any = node.args[0]
+    return packet(source) is aten.select_scatter and source.args[2:] == node.args[1:]
 
 
 def _stack(graph: fx.Graph, last: fx.Node) -> None:

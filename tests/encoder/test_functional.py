@@ -230,3 +230,11 @@ def test_classes_that_the_caller_gives_are_checked() -> None:
     assert "sizes in it depend on data (aten.one_hot" in explain(fast)
     with torch.no_grad(), pytest.raises(RuntimeError, match="Class values must be smaller"):
         fast(torch.tensor([1, 9]))
+
+
+def test_zeros_of_each_step_are_one_tensor() -> None:
+    """What a step fills with its own numbers is another one."""
+    model = Reader("scatter").eval()
+    graph = capture(optimize(model), (torch.randn(2, 1, 8, 20),), {}).graph
+    zeros = [node for node in graph.nodes if packet(node) is aten.zeros]
+    assert sorted(node.meta["spec"].shape[1:] for node in zeros) == [(), (7,)]
