@@ -358,6 +358,27 @@ FAULTS = [
         "tests/encoder/test_inside.py",
     ),
     Fault(
+        "edits: another part than the one that was written",
+        "cnnlstm_fast/encoder/functional.py",
+        " and source.args[2:] == node.args[1:]",
+        "",
+        "tests/encoder/test_edits.py",
+    ),
+    Fault(
+        "edits: parts of another shape or dtype",
+        "cnnlstm_fast/encoder/functional.py",
+        'return node.meta["spec"] == other.meta["spec"]',
+        "return True",
+        "tests/encoder/test_edits.py",
+    ),
+    Fault(
+        "edits: of a buffer",
+        "cnnlstm_fast/encoder/functional.py",
+        "    if edited:",
+        "    if False:",
+        "tests/encoder/test_edits.py",
+    ),
+    Fault(
         "check: beyond the budget",
         "cnnlstm_fast/encoder/engines/check.py",
         "if k > 0 and time.monotonic() > options.deadline",
