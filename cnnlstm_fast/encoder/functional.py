@@ -99,8 +99,16 @@ def simplify(graph: fx.Graph) -> None:
     is a stack of the parts, and tensors that were made to be edited, such as zeros in each step, are one."""
     made: dict[str, fx.Node] = {}
     for node in graph.nodes:
+        if packet(node) in (aten.zero, aten.fill) and packet(node.args[0]) in (
+            aten.empty,
+            aten.zeros,
+            aten.full,
+        ):
+            _make_filled(node)
         called: Any = packet(node)
-        if called is aten._to_copy and node.kwargs.keys() == {"dtype"}:
+        if called is aten._native_batch_norm_legit_no_training:
+            _make_batch_norm(node)
+        elif called is aten._to_copy and node.kwargs.keys() == {"dtype"}:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
         elif called is aten.slice and _alike(node, node.args[0]):
             node.replace_all_uses_with(node.args[0])
@@ -115,6 +123,25 @@ def simplify(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):  # the last edit first
         if packet(node) is aten.select_scatter and node.users:
             _stack(graph, node)
+
+
+def _make_filled(node: fx.Node) -> None:
+    """Zeros or a full tensor of what fills a new one."""
+    new: Any = node.args[0]
+    (size, *_), value = new.args, (*node.args, 0)[1]
+    options = {k: v for k, v in new.kwargs.items() if k != "memory_format"} | {
+        "dtype": node.meta["spec"].dtype
+    }
+    zeros = node.target is aten.zero.default
+    node.target, node.args = (aten.zeros.default, (size,)) if zeros else (aten.full.default, (size, value))
+    node.kwargs = options
+
+
+def _make_batch_norm(node: fx.Node) -> None:
+    """The operator of which this is the only one that PyTorch has taken apart; its first result is all that is used."""
+    tensors, (momentum, epsilon) = node.args[:5], node.args[5:]
+    for item in list(node.users):
+        item.target, item.args = aten.batch_norm.default, (*tensors, False, momentum, epsilon, True)
 
 
 def _alike(node: fx.Node, other: Any) -> bool:

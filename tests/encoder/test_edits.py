@@ -137,6 +137,8 @@ class Decoder(nn.Module):
             weights = (features @ self.query(state[0]).unsqueeze(-1)).softmax(1)
             if self.one_hot == "function":
                 before = F.one_hot(chosen, 7).float()
+            elif self.one_hot == "constructor":
+                before = torch.FloatTensor(B, 7).fill_(0.5).zero_().scatter_(1, chosen.unsqueeze(1), 1.0)
             else:
                 before = torch.zeros(B, 7).scatter_(1, chosen.unsqueeze(1), 1.0)
             state = self.rnn(torch.cat([(weights * features).sum(1), before], 1), state)
@@ -150,7 +152,12 @@ class Reader(nn.Module):
 
     def __init__(self, one_hot: str) -> None:
         super().__init__()
-        self.cnn = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d((1, None)))
+        norm = nn.BatchNorm2d(6)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+        self.cnn = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), norm, nn.ReLU(), nn.AdaptiveAvgPool2d((1, None))
+        )
         self.lstm = nn.LSTM(6, 3, bidirectional=True, batch_first=True)
         self.decoder = Decoder(one_hot)
 
@@ -186,7 +193,7 @@ def test_what_is_filled_is_a_stack(writes: str) -> None:
     assert not {aten.select_scatter, aten.slice_scatter, aten.copy, aten.zeros, aten.empty} & set(called)
 
 
-@pytest.mark.parametrize("one_hot", ["function", "scatter"])
+@pytest.mark.parametrize("one_hot", ["function", "scatter", "constructor"])
 @pytest.mark.parametrize("engine", ["onednn", "onnxruntime", "openvino"])
 def test_decoders(engine: str, one_hot: str) -> None:
     if (reason := ENGINES[engine].missing()) is not None:
@@ -232,9 +239,13 @@ def test_classes_that_the_caller_gives_are_checked() -> None:
         fast(torch.tensor([1, 9]))
 
 
-def test_zeros_of_each_step_are_one_tensor() -> None:
+@pytest.mark.parametrize("one_hot", ["scatter", "constructor"])
+def test_zeros_of_each_step_are_one_tensor(one_hot: str) -> None:
     """What a step fills with its own numbers is another one."""
-    model = Reader("scatter").eval()
+    model = Reader(one_hot).eval()
     graph = capture(optimize(model), (torch.randn(2, 1, 8, 20),), {}).graph
+    called = {packet(node) for node in graph.nodes}
+    assert aten.batch_norm in called
+    assert not {aten.empty, aten.zero, aten.fill, aten._native_batch_norm_legit_no_training} & called
     zeros = [node for node in graph.nodes if packet(node) is aten.zeros]
     assert sorted(node.meta["spec"].shape[1:] for node in zeros) == [(), (7,)]
