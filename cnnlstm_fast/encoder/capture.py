@@ -353,11 +353,14 @@ def _is_one_hot_of_choice(node: fx.Node) -> bool:
     source: Any = node.args[0]
     while source.target is operator.getitem or packet(source) in _SAME_INDICES:
         source = source.args[0]
-    return packet(source) in _CHOICES
+    return source.target in _CHOICES
 
 
 _SAME_INDICES = {aten.view, aten.reshape, aten.squeeze, aten.unsqueeze, aten.flatten, aten.to}
-_CHOICES = {aten.argmax, aten.max, aten.zeros, aten.new_zeros, aten.zeros_like}
+_CHOICES = {
+    *(aten.argmax.default, aten.max.dim),  # max.other is of two tensors, which the caller may give
+    *(aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default),
+}
 
 
 # ---------------------------------------------------------------- conditions on sizes

@@ -224,14 +224,15 @@ def test_a_buffer_that_is_edited_in_part() -> None:
     assert torch.equal(fast.seen[:, 1], before[:, 1] + 1.0)
 
 
-def test_classes_that_the_caller_gives_are_checked() -> None:
+@pytest.mark.parametrize("through", [lambda k: k, lambda k: torch.max(k, torch.zeros_like(k))])
+def test_classes_that_the_caller_gives_are_checked(through: Callable[[Tensor], Tensor]) -> None:
     class Classes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(7, 5)
 
         def forward(self, k: Tensor) -> Tensor:
-            return self.linear(F.one_hot(k, 7).float())
+            return self.linear(F.one_hot(through(k), 7).float())
 
     fast = optimize(Classes().eval(), torch.tensor([1, 5, 6]))
     assert "sizes in it depend on data (aten.one_hot" in explain(fast)

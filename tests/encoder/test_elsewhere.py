@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from clock import Clock
+from clock import Net, clock
 from torch import Tensor, nn
 
 from cnnlstm_fast import _native, explain, optimize, timing
@@ -22,22 +22,6 @@ from cnnlstm_fast.encoder.runner import CALLS_BEFORE_REBUILD, Runner
 from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
-
-
-clock = Clock()
-
-
-class Net(nn.Module):
-    """(B, 3, T) -> (B, 4, T), slower than any engine."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(3, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        clock.take(4)
-        return torch.relu(self.conv(x))
-
 
 SEEN: list[tuple[str, int]] = []
 

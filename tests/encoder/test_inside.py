@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from clock import Clock
+from clock import Net, clock
 from torch import Tensor, nn
 
 from cnnlstm_fast import _native, explain, optimize, timing
@@ -23,7 +23,6 @@ from cnnlstm_fast.encoder.runner import Runner
 from cnnlstm_fast.encoder.usual import RUNNER
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the compiled guard")
-clock = Clock()
 
 
 class Team:
@@ -39,22 +38,12 @@ class Team:
 team = Team()
 
 
-class CNN(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(3, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        clock.take(4)
-        return torch.relu(self.conv(x))
-
-
 class Model(nn.Module):
     """(B, 3, T) -> (B, 4, T), with code that cannot be captured around the CNN."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.cnn = CNN()
+        self.cnn = Net()
 
     def forward(self, x: Tensor) -> Tensor:
         clock.take(1 + team.cost * team.lives)
@@ -164,7 +153,7 @@ def test_eager_where_nothing_else_works_by_pytorchs_threads(monkeypatch: pytest.
     monkeypatch.setattr(team, "cost", 9.0)
     model = optimized()
     assert RUNNER not in model.cnn.__dict__
-    assert type(model.cnn) is CNN
+    assert type(model.cnn) is Net
     assert "no engine is faster" in explain(model)
     again = optimized()
     assert RUNNER not in again.cnn.__dict__
