@@ -98,6 +98,8 @@ def simplify(graph: fx.Graph) -> None:
     """Operators that an engine has in the place of what ``without_edits`` leaves: a tensor that is filled part by part
     is a stack of the parts, and tensors that were made to be edited, such as zeros in each step, are one."""
     made: dict[str, fx.Node] = {}
+    output: Any = graph.output_node()
+    before = [_memory(node) for node in output.args[0]]
     for node in graph.nodes:
         if packet(node) in (aten.zero, aten.fill) and packet(node.args[0]) in (
             aten.empty,
@@ -123,6 +125,27 @@ def simplify(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):  # the last edit first
         if packet(node) is aten.select_scatter and node.users:
             _stack(graph, node)
+    _separate(graph, output, before)
+
+
+def _memory(node: Any) -> fx.Node:
+    """The node of whose memory the tensor is, or may be."""
+    while _is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _separate(graph: fx.Graph, output: Any, before: list[fx.Node]) -> None:
+    """Copies results that were copies and have become an argument or the same as another result: the caller may edit
+    each of them."""
+    results = list(output.args[0])
+    memory = [_memory(node) for node in results]
+    for k, (now, was) in enumerate(zip(memory, before, strict=True)):
+        if now is not was and (now.op != "call_function" or memory.count(now) > 1):
+            with graph.inserting_before(output):
+                results[k] = graph.call_function(aten.clone.default, (output.args[0][k],))
+            results[k].meta = dict(output.args[0][k].meta)
+    output.args = (tuple(results),)
 
 
 def _make_filled(node: fx.Node) -> None:

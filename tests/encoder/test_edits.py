@@ -250,3 +250,39 @@ def test_zeros_of_each_step_are_one_tensor(one_hot: str) -> None:
     assert not {aten.empty, aten.zero, aten.fill, aten._native_batch_norm_legit_no_training} & called
     zeros = [node for node in graph.nodes if packet(node) is aten.zeros]
     assert sorted(node.meta["spec"].shape[1:] for node in zeros) == [(), (7,)]
+
+
+class Copies(nn.Module):
+    """Results that are copies of an argument and of each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        argument, result = torch.empty_like(x), torch.zeros(x.size(0), 2, 5)
+        argument[:] = x
+        y = self.linear(x)
+        result[:, 0] = y
+        first = result[:, 0]
+        result[:, 1] = y
+        return argument, y, first, result, torch.zeros(3, 3), torch.zeros(3, 3)
+
+
+def test_results_that_were_copies_share_no_memory() -> None:
+    model = Copies().eval()
+    fast = optimize(copy.deepcopy(model), torch.randn(4, 3), encoder="onednn")
+    assert RUNNER in fast.__dict__, explain(fast)
+    for _ in range(3):
+        x = torch.randn(4, 3)
+        with torch.no_grad():
+            found, expected = fast(x), model(x)
+        for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            kept = [t.clone() for t in (x, *found)]
+            a += 1.0
+            kept[k + 1] += 1.0
+            if k == 2:  # a part of the next one in PyTorch, too
+                kept[4][:, 0] = found[3][:, 0]
+            for t, value in zip((x, *found), kept, strict=True):
+                assert torch.equal(t, value), k
