@@ -94,7 +94,7 @@ def lstm(
         backend,
         recompute,
     )
-    return run(call)
+    return run(call, plan_of(call))
 
 
 class Layout(NamedTuple):
@@ -192,10 +192,14 @@ def canonicalise(
     return Call(key, x, hx, weights, batch_sizes, lengths, reset, layout)
 
 
-def run(call: Call) -> tuple[Any, ...]:
-    """Checks the call, chooses its backend, runs it, and restores the caller's layout."""
+def plan_of(call: Call) -> Plan:
+    """Checks the call and chooses its backend."""
+    return plan(call.key) if call.key.tracing else cached_plan(call.key)
+
+
+def run(call: Call, made: Plan) -> tuple[Any, ...]:
+    """Runs the call by its plan, and restores the caller's layout."""
     key, layout = call.key, call.layout
-    made = plan(key) if key.tracing else cached_plan(key)
     if call.lengths is not None:
         check_length_values(call.lengths, call.x.size(0))
     output: Any

@@ -12,6 +12,7 @@
 #include "torch/python/call_state.h"
 #include "torch/python/gate.h"
 #include "torch/python/idle_team.h"
+#include "torch/python/known_calls.h"
 #include "torch/python/pattern.h"
 #include "torch/python/snapshot.h"
 
@@ -27,6 +28,8 @@ PyObject* with_python_errors(Body body) {
     error.restore();
   } catch (const py::builtin_exception& error) {
     error.set_error();
+  } catch (const c10::Error& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
@@ -258,7 +261,39 @@ PyObject* end_idle_team(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
+PyObject* run_known(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_python_errors([&]() -> PyObject* {
+    if (count != 3) throw py::type_error("run_known takes a layer, its input and hx");
+    PyObject* result = cnnlstm::known_calls::run(args[0], args[1], args[2]);
+    return result == nullptr && !PyErr_Occurred() ? Py_NewRef(Py_None) : result;
+  });
+}
+
+PyObject* admit_known(PyObject*, PyObject* args) {
+  PyObject *layer, *input, *hx;
+  const char* backend;
+  if (!PyArg_ParseTuple(args, "OOOs:admit_known", &layer, &input, &hx, &backend)) return nullptr;
+  return with_python_errors([&] {
+    cnnlstm::known_calls::admit(layer, input, hx, backend);
+    return Py_NewRef(Py_None);
+  });
+}
+
+PyObject* forget_known(PyObject*, PyObject*) {
+  cnnlstm::known_calls::forget();
+  Py_RETURN_NONE;
+}
+
 PyMethodDef functions[] = {
+    {"run_known", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run_known)), METH_FASTCALL,
+     "run_known(layer, input, hx, /)\n--\n\n"
+     "The result of layer(input, hx), a fast LSTM or a fast LSTMCell, if a call of its kind and sizes was "
+     "admitted\n"
+     "and nothing but the operator itself takes part in it; else None. Runs no Python code."},
+    {"admit_known", admit_known, METH_VARARGS,
+     "admit_known(layer, input, hx, backend, /)\n--\n\n"
+     "From now on run_known answers calls like this one by a compiled CPU backend, where it can."},
+    {"forget_known", forget_known, METH_NOARGS, "forget_known()\n--\n\nForgets what was admitted."},
     {"plain_call", plain_call, METH_O,
      "plain_call(args, /)\n--\n\n"
      "Whether nothing but the operators themselves takes part in a call with these arguments, a tuple.\n\n"
