@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cnnlstm_fast
 from cnnlstm_fast import _native
+from cnnlstm_fast.encoder.lstm_call import LSTMCall, LSTMPlace
 from cnnlstm_fast.recurrent import cell, functional
 from cnnlstm_fast.recurrent.dispatch import forget_plans
 
@@ -265,3 +266,34 @@ def test_inference_mode(usual: list[str]) -> None:
         assert not usual and found.is_inference()
     with torch.no_grad():
         assert not layer(x)[0].is_inference()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"proj_size": 3}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_the_second_call_of_a_graph_is_known(
+    options: dict[str, Any], dtype: torch.dtype, usual: list[str]
+) -> None:
+    layer = lstm(dtype=dtype, **options)
+    two = layer.bidirectional
+    weights = [getattr(layer, name) for name in layer._flat_weights_names]
+    call = LSTMCall(LSTMPlace("", two, False), "cpu", None if dtype == torch.float32 else dtype)
+    for given in (states(layer, B), (None, None)):
+        x = torch.randn(T, B, I)
+        hx = tuple(None if s is None else s.float() for s in given)
+        usual.clear()
+        wanted = call(x, *hx, weights, None, None)
+        assert usual
+        usual.clear()
+        found = call(x, *hx, weights, None, None)
+        assert not usual and all(t.dtype == torch.float32 for t in found)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        call(x[:2], *hx, weights, None, None)
+        assert usual
+        usual.clear()
+        call(x, *hx, weights, torch.tensor([1, 2, 4]), None)
+        assert usual
+    other = LSTMCall(LSTMPlace("", two, False), "reference")
+    usual.clear()
+    other(x.to(dtype), None, None, weights, None, None)
+    assert usual
