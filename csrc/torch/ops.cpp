@@ -10,6 +10,7 @@
 
 #include "cpu/threads.h"
 #include "operators_schema.h"
+#include "torch/cpu/gemm.h"
 #include "torch/cpu/lstm.h"
 #include "torch/cpu/microkernel.h"
 #include "torch/cpu/prepacked.h"
@@ -100,6 +101,8 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
   }
   m.def("prepacked_bytes() -> int", &prepacked_bytes);
   m.def("microkernel_uses() -> int", &microkernel_uses);
+  m.def("gemm_library(bool transposed) -> str", &gemm_library);
+  m.def("set_gemm_library(str name) -> ()", &set_gemm_library);
 }
 
 TORCH_LIBRARY_IMPL(cnnlstm_fast, CPU, m) {

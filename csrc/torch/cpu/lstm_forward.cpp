@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "torch/cpu/cpu_call.h"
+#include "torch/cpu/gemm.h"
 #include "torch/cpu/lstm.h"
 #include "torch/cpu/microkernel.h"
 #include "torch/cpu/prepacked.h"
@@ -137,7 +138,7 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
     layer.I = l == 0 ? call.I : width;
     const bool hoists = hoists_input(call, layer, kernel);
     layer.input_product_has_h0 = hoists && call.T == 1 && !call.ragged && call.seq.reset == nullptr;
-    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], product[2];
+    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], products[2];
     for (int64_t d = 0; d < call.D; ++d) {
       const int64_t state = l * call.D + d;
       w_ih[d] = call.w_ih(l, d).contiguous();
@@ -147,9 +148,9 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
       ForwardDirection& to = layer.direction[d];
       to.reverse = d == 1;
       to.w_ih = w_ih[d].const_data_ptr();
-      if (hoists) product[d] = at::mm(x, w_ih[d].t());
-      if (layer.input_product_has_h0) product[d].addmm_(first_h.select(0, state), w_hh[d].t());
-      to.input_product = hoists ? product[d].const_data_ptr<float>() : nullptr;
+      if (hoists) products[d] = product(x, w_ih[d].t());
+      if (layer.input_product_has_h0) add_product(products[d], first_h.select(0, state), w_hh[d].t());
+      to.input_product = hoists ? products[d].const_data_ptr<float>() : nullptr;
       to.b_ih = data_or_null(b_ih[d]);
       to.b_hh = data_or_null(b_hh[d]);
       to.w_hh = w_hh[d].const_data_ptr();
