@@ -97,7 +97,9 @@ def test_a_row(case: Case, mode: str, dtype: str) -> None:
     assert row.vs_pytorch.low <= row.vs_pytorch.value <= row.vs_pytorch.high
 
 
-def test_a_stream_pauses_before_every_call_and_the_pause_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_pauses_before_every_call_and_the_pause_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order: list[str] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: order.append(f"sleep {seconds}"))
 

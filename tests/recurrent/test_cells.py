@@ -20,11 +20,11 @@ import cnnlstm_fast
 from cnnlstm_fast import BACKENDS, explain, optimize, revert, verify
 from cnnlstm_fast.contract import bound, relative_error
 from cnnlstm_fast.recurrent import cell as steps
+from cnnlstm_fast.recurrent import dispatch
 from cnnlstm_fast.recurrent.backends import measured
 from cnnlstm_fast.recurrent.backends.base import MeasuredSpeed
 from cnnlstm_fast.recurrent.canonical import LSTMSpec, validate
 from cnnlstm_fast.recurrent.class_swap import is_fast
-from cnnlstm_fast.recurrent import dispatch
 from cnnlstm_fast.recurrent.dispatch import select
 
 I, H = 5, 8
