@@ -100,6 +100,10 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
     m.def(schema.insert(schema.find('('), "_python").c_str());
   }
   m.def("prepacked_bytes() -> int", &prepacked_bytes);
+  m.def("clear_prepacked() -> ()", &clear_prepacked);
+  m.def("freeze(Tensor[] weights) -> ()", &freeze);
+  m.def("thaw(Tensor[] weights) -> ()", &thaw);
+  m.def("cast_weights(Tensor[] weights, ScalarType dtype) -> Tensor[]", &cast_weights);
   m.def("microkernel_uses() -> int", &microkernel_uses);
   m.def("gemm_library(bool transposed) -> str", &gemm_library);
   m.def("set_gemm_library(str name) -> ()", &set_gemm_library);
