@@ -13,6 +13,7 @@ import torch
 from . import __version__, _native
 from ._version import TESTED_TORCH
 from .recurrent.backends import BACKENDS
+from .recurrent.frozen import cache_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +75,10 @@ def info() -> str:
         caches = ", ".join(f"{level} {size >> 10} KB" for level, size in cpu["cache_bytes"].items())
         rows.append(("CPU", f"{cpu['name']}, {cpu['cores']} cores, {caches}"))
         rows.append(("kernels", f"{cpu['active_isa']} (this machine runs {', '.join(cpu['isas'])})"))
+    if facts["available"]:
+        libraries = {torch.ops.cnnlstm_fast.gemm_library(transposed) for transposed in (False, True)}
+        rows.append(("products", f"float32 by {' and '.join(sorted(libraries))}, as measured now"))
+        rows.append(("kept weights", f"{cache_bytes() / 1e6:.1f} MB in this process"))
     for gpu in facts.get("cuda_devices", []):
         rows.append(("GPU", f"{gpu['name']}, sm_{gpu['sm']}"))
     lines = [f"{name + ':':<15} {value}" for name, value in rows]

@@ -103,6 +103,7 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
   m.def("clear_prepacked() -> ()", &clear_prepacked);
   m.def("freeze(Tensor[] weights) -> ()", &freeze);
   m.def("thaw(Tensor[] weights) -> ()", &thaw);
+  m.def("is_frozen(Tensor weight) -> bool", &is_frozen);
   m.def("cast_weights(Tensor[] weights, ScalarType dtype) -> Tensor[]", &cast_weights);
   m.def("microkernel_uses() -> int", &microkernel_uses);
   m.def("gemm_library(bool transposed) -> str", &gemm_library);

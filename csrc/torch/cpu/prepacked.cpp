@@ -47,7 +47,8 @@ struct Cache {
   }
 
   bool is_frozen(const at::Tensor& weight) const {
-    return !frozen.empty() && frozen.count(weight.storage().unsafeGetStorageImpl()) > 0;
+    const auto found = frozen.empty() ? frozen.end() : frozen.find(weight.storage().unsafeGetStorageImpl());
+    return found != frozen.end() && !found->second.expired();
   }
 };
 
@@ -167,13 +168,21 @@ std::vector<at::Tensor> prepacked(const std::vector<WantedPanels>& wanted, const
   return panels;
 }
 
+// Plain memory of a CPU, and nothing that takes part in the operators on it.
+static bool has_contents(const at::Tensor& weight) {
+  constexpr c10::DispatchKeySet others{c10::DispatchKey::Python,
+                                       c10::DispatchKey::FuncTorchDynamicLayerFrontMode};
+  return weight.has_storage() && weight.device().is_cpu() && !weight.key_set().has_any(others) &&
+         !c10::impl::tls_local_dispatch_key_set().included_.has_any(others);
+}
+
 std::vector<at::Tensor> cast_weights(at::TensorList weights, at::ScalarType dtype) {
   std::vector<at::Tensor> found(weights.size());
   std::vector<Use> uses;
   std::vector<size_t> places;
   for (size_t i = 0; i < weights.size(); ++i) {
     const at::Tensor& weight = weights[i];
-    if (weight.scalar_type() == at::kFloat && weight.device().is_cpu() && weight.is_contiguous() &&
+    if (has_contents(weight) && weight.scalar_type() == at::kFloat && weight.is_contiguous() &&
         weight.numel() > 0) {
       places.push_back(i);
       uses.push_back({weight, key_of(weight, dtype, nullptr), 1});
@@ -181,7 +190,7 @@ std::vector<at::Tensor> cast_weights(at::TensorList weights, at::ScalarType dtyp
       found[i] = weight.to(dtype);
     }
   }
-  look_up(uses, kernels(false).fingerprint);
+  if (!uses.empty()) look_up(uses, kernels(false).fingerprint);
   for (size_t k = 0; k < uses.size(); ++k) {
     Use& use = uses[k];
     if (must_make(use)) {
@@ -213,9 +222,13 @@ void thaw(at::TensorList weights) {
   }
 }
 
+bool is_frozen(const at::Tensor& weight) {
+  const std::lock_guard lock(process_cache->mutex);
+  return process_cache->is_frozen(weight);
+}
+
 int64_t prepacked_bytes() {
   const std::lock_guard lock(process_cache->mutex);
-  process_cache->sweep();
   int64_t bytes = 0;
   for (const auto& [key, entry] : process_cache->entries)
     bytes += entry.made.defined() ? entry.made.nbytes() : 0;

@@ -23,15 +23,17 @@ struct WantedPanels {
 // is not frozen, and at the first use, since weights that every call creates anew are never reused.
 std::vector<at::Tensor> prepacked(const std::vector<WantedPanels>& wanted, const Kernels& kernel);
 
-// Copies of float32 weights in another dtype, kept from the second use on. They are frozen.
+// Copies in another dtype, without gradient; of float32 weights kept from the second use on, and frozen.
 std::vector<at::Tensor> cast_weights(at::TensorList weights, at::ScalarType dtype);
 
 // The caller promises not to edit these weights other than through autograd, whose edits are detected at no
 // cost: their contents are not checked any more, and are packed at their next use. thaw() takes that back.
 void freeze(at::TensorList weights);
 void thaw(at::TensorList weights);
+bool is_frozen(const at::Tensor& weight);
 
-// Bytes of all that is kept for weights that still exist.
+// Bytes of all that is kept. Of weights that no longer exist until the 32nd call that follows, or
+// clear_prepacked().
 int64_t prepacked_bytes();
 
 // Frees all of it; what is frozen stays frozen, and is packed again at its next use.
