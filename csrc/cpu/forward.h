@@ -153,14 +153,42 @@ class InputProjection {
     rows_ = scratch.input_rows + partition.rank * (layer.seq.B > rows ? layer.seq.B : rows);
   }
 
-  // Makes the gate inputs of step t available. Called for every step in the direction's order of time.
+  // Makes the gate inputs of step t available. Called for every step in the direction's order of time. A
+  // single step leaves them to compute_block().
   void advance_to(int64_t t) {
     if (steps_ == 0) {
-      compute(t);
+      begin_chunk(t);
+      if (layer_.seq.T > 1) {
+        for (int64_t b = first_block_; b < end_block_; ++b) compute_block(b);
+      }
     } else {
       current_ += d_.reverse ? -rows_of(t) * stride_ : rows_of(t - 1) * stride_;
     }
     --steps_;
+  }
+
+  // Computes block b of all steps of the chunk.
+  void compute_block(int64_t b) const {
+    const int64_t together = kQuantized<Operand> && !evenly_spaced_ ? rows_of(first_step_) : count_;
+    if (d_.input_product != nullptr) {
+      add_input_product(b, count_);
+    } else if (uses_microkernel<Operand>(layer_, scratch_.input_panels, layer_.input_stride, together)) {
+      compute_with_microkernel(b, first_step_, count_);
+    } else if (scratch_.input_panels != nullptr) {
+      const int64_t n = words<Operand>(layer_.I);
+      for (int64_t k = 0; k < n; k += kSliceWords<Operand>) {
+        const int64_t end = std::min(k + kSliceWords<Operand>, n);
+        // the panels of all blocks are contiguous
+        const bool more = outgrows_cache(scratch_, partition_) && (b + 1 < end_block_ || end < n);
+        const float* next = more ? scratch_.input_panels + b * scratch_.input_panel + end * 4 * W : nullptr;
+        int64_t pass = 0;
+        for_row_tiles(0, count_, [&](auto m, int64_t i) {
+          input_slice<m.value>(b, i, k, end, Prefetch(next, end - k, pass++, ceil_div(count_, kTileRows)));
+        });
+      }
+    } else if constexpr (!kQuantized<Operand>) {
+      for_row_tiles(0, count_, [&](auto m, int64_t i) { unpacked_tile<m.value>(b, i); });
+    }
   }
 
   // Block b of sequence r, four vectors; those of sequence r + 1 are stride() floats further.
@@ -183,46 +211,24 @@ class InputProjection {
     return load(static_cast<const T*>(d_.b_ih) + first, n) + load(static_cast<const T*>(d_.b_hh) + first, n);
   }
 
-  // Computes the next chunk: as many steps from t on as fit. They are stored in the memory order of the
-  // input, so that one call of the micro-kernel can take the rows of several steps.
-  void compute(int64_t t) {
-    int64_t count = 0;
-    for (int64_t s = t; s >= 0 && s < layer_.seq.T && count + rows_of(s) <= capacity_;
+  // Begins the next chunk: as many steps from t on as fit. They are stored in the memory order of the input,
+  // so that one call of the micro-kernel can take the rows of several steps.
+  void begin_chunk(int64_t t) {
+    count_ = 0;
+    for (int64_t s = t; s >= 0 && s < layer_.seq.T && count_ + rows_of(s) <= capacity_;
          s += d_.reverse ? -1 : 1) {
-      count += rows_of(s);
+      count_ += rows_of(s);
       ++steps_;
     }
-    const int64_t first = d_.reverse ? t - steps_ + 1 : t;
+    first_step_ = d_.reverse ? t - steps_ + 1 : t;
     int64_t i = 0;
-    for (int64_t s = first; s < first + steps_; ++s) {
+    for (int64_t s = first_step_; s < first_step_ + steps_; ++s) {
       for (int64_t r = partition_.row_begin, end = r + rows_of(s); r < end; ++r)
         rows_[i++] = row<Operand>(layer_.input, at(layer_.input_rows, s, r), layer_.input_stride);
     }
-    current_ = gate_inputs_ + (d_.reverse ? count - rows_of(t) : 0) * stride_;
+    current_ = gate_inputs_ + (d_.reverse ? count_ - rows_of(t) : 0) * stride_;
     evenly_spaced_ = true;
-    for (int64_t i = 1; i < count; ++i) evenly_spaced_ &= rows_[i] - rows_[i - 1] == layer_.input_stride;
-    const int64_t together = kQuantized<Operand> && !evenly_spaced_ ? rows_of(first) : count;
-    for (int64_t b = first_block_; b < end_block_; ++b) {
-      if (d_.input_product != nullptr) {
-        add_input_product(b, count);
-      } else if (uses_microkernel<Operand>(layer_, scratch_.input_panels, layer_.input_stride, together)) {
-        compute_with_microkernel(b, first, count);
-      } else if (scratch_.input_panels != nullptr) {
-        const int64_t n = words<Operand>(layer_.I);
-        for (int64_t k = 0; k < n; k += kSliceWords<Operand>) {
-          const int64_t end = std::min(k + kSliceWords<Operand>, n);
-          // the panels of all blocks are contiguous
-          const bool more = outgrows_cache(scratch_, partition_) && (b + 1 < end_block_ || end < n);
-          const float* next = more ? scratch_.input_panels + b * scratch_.input_panel + end * 4 * W : nullptr;
-          int64_t pass = 0;
-          for_row_tiles(0, count, [&](auto m, int64_t i) {
-            input_slice<m.value>(b, i, k, end, Prefetch(next, end - k, pass++, ceil_div(count, kTileRows)));
-          });
-        }
-      } else if constexpr (!kQuantized<Operand>) {
-        for_row_tiles(0, count, [&](auto m, int64_t i) { unpacked_tile<m.value>(b, i); });
-      }
-    }
+    for (int64_t i = 1; i < count_; ++i) evenly_spaced_ &= rows_[i] - rows_[i - 1] == layer_.input_stride;
   }
 
   // Block b of the first `count` rows of rows_, which begin with step t: one product, or one per step if the
@@ -303,9 +309,10 @@ class InputProjection {
   int64_t first_block_, end_block_, stride_, capacity_;
   float* gate_inputs_;
   const Operand** rows_;
-  bool evenly_spaced_;        // the rows of the current chunk are input_stride elements apart
-  int64_t steps_ = 0;         // steps of the chunk after the current one
-  float* current_ = nullptr;  // the values of the current step
+  int64_t first_step_, count_;  // of the chunk: its earliest step and its number of rows
+  bool evenly_spaced_;          // the rows of the current chunk are input_stride elements apart
+  int64_t steps_ = 0;           // steps of the chunk after the current one
+  float* current_ = nullptr;    // the values of the current step
 };
 
 // One step of one direction.
@@ -469,16 +476,18 @@ void forward_direction(const ForwardLayer& layer, const ForwardDirection& d,
     const int64_t first_block = partition.panel_begin(scratch.blocks),
                   end_block = partition.panel_end(scratch.blocks);
     const int64_t passes = ceil_div(end - partition.row_begin, kTileRows);
+    // Every other step runs backwards: the weights that were read last are still in the cache.
+    const bool backwards = (step + layer.call) % 2 != 0;
     for (int64_t k = first_block; k < end_block; ++k) {
-      // Every other step runs backwards: the weights that were read last are still in the cache.
-      const int64_t b = step % 2 == 0 ? k : first_block + end_block - 1 - k;
+      const int64_t b = backwards ? first_block + end_block - 1 - k : k;
+      if (seq.T == 1) input_projection.compute_block(b);
       if (use_microkernel) {
         multiply_with_microkernel(layer.microkernel, end - partition.row_begin, P, h_stride,
                                   input_projection.stride(), h_operand + partition.row_begin * h_stride,
                                   scratch.gate_panels + b * scratch.gate_panel,
                                   input_projection.at_block(b, partition.row_begin));
       }
-      const int64_t next = step % 2 == 0 ? b + 1 : b - 1;
+      const int64_t next = backwards ? b - 1 : b + 1;
       const bool more = prefetches && next >= first_block && next < end_block;
       const float* next_panel = more ? scratch.gate_panels + next * scratch.gate_panel : nullptr;
       int64_t pass = 0;

@@ -79,6 +79,7 @@ struct ForwardDirection {
 
 struct ForwardLayer {
   Sequences seq;
+  uint32_t call;              // a number of this call: the next one of the same caller has the next
   bool keeps_panels;          // what is packed for this call will be kept for the next ones
   bool input_product_has_h0;  // T = 1 only: input_product includes h0 times w_hh^T
   // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; elements from I to

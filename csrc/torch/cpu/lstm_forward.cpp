@@ -111,6 +111,8 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   layer.P = call.P;
   layer.D = int(call.D);
   layer.threads = call.threads;
+  thread_local uint32_t calls = 0;
+  layer.call = calls++;
   layer.keeps_panels = !for_backward;  // in training the weights change from call to call
   layer.microkernel = int8 ? int8_microkernel() : bf16_microkernel(input.scalar_type());
   std::vector<at::Tensor> panels(2 * call.L * call.D);
