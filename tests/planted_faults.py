@@ -36,6 +36,7 @@ BACKENDS = "tests/recurrent/test_backends.py"
 CUDA = "tests/cuda/test_cuda.py"
 TRITON = "tests/triton/test_triton.py tests/triton/test_triton_barrier.py"
 PREPACKED = "tests/recurrent/test_prepacked.py"
+KNOWN = "tests/recurrent/test_known_calls.py"
 RUNNER = "tests/encoder/test_runner.py"
 PREPARE = "tests/encoder/test_prepare.py"
 FRAMES = "tests/encoder/test_frames.py"
@@ -184,16 +185,58 @@ FAULTS = [
     Fault(
         "prepacked weights: the version is no part of the key",
         "csrc/torch/cpu/prepacked.cpp",
-        "found->second.version != version_of(weight)",
-        "false",
+        "found->second.version == version_of(use.weight)",
+        "true",
         INT8,
     ),
     Fault(
         "prepacked weights: the contents are not compared",
         "csrc/torch/cpu/prepacked.cpp",
-        "if (packed.defined() && spans[k].fingerprint == packed_fingerprints[k]) continue;",
-        "if (packed.defined()) continue;",
+        "return !use.made.defined() || use.span.fingerprint != use.packed_fingerprint;",
+        "return !use.made.defined();",
         PREPACKED,
+    ),
+    Fault(
+        "prepacked weights: a promise taken back leaves what was made meanwhile",
+        "csrc/torch/cpu/prepacked.cpp",
+        "std::erase_if(process_cache->entries,",
+        "if (false) std::erase_if(process_cache->entries,",
+        "tests/recurrent/test_frozen.py",
+    ),
+    Fault(
+        "prepacked weights: a forked child uses the parent's mutex",
+        "csrc/torch/cpu/prepacked.cpp",
+        "[] { process_cache = new Cache; }",
+        "[] {}",
+        PREPACKED,
+    ),
+    Fault(
+        "known calls: the sizes are no part of the key",
+        "csrc/torch/python/known_calls.cpp",
+        "call.key.append(to.sizes().begin(), to.sizes().end());",
+        "",
+        KNOWN,
+    ),
+    Fault(
+        "known calls: a weight's gradient is not asked for",
+        "csrc/torch/python/known_calls.cpp",
+        "std::all_of(call.weights.begin(), call.weights.end(), fits)",
+        "true",
+        KNOWN,
+    ),
+    Fault(
+        "known calls: a call under a mode or a transform is answered",
+        "csrc/torch/python/known_calls.cpp",
+        "if (!is_plain_state() || !read_layer(layer, call)) return false;",
+        "if (!read_layer(layer, call)) return false;",
+        KNOWN,
+    ),
+    Fault(
+        "products: oneDNN's forgets what was there",
+        "csrc/torch/cpu/gemm.cpp",
+        "onednn_product(to, a, b, 1.0f);",
+        "onednn_product(to, a, b, 0.0f);",
+        "tests/recurrent/test_gemm.py",
     ),
     Fault(
         "prepacked weights: late chunks are not read",
