@@ -16,6 +16,7 @@ from .canonical import CallKey, TensorKey, check_hx, check_step
 from .dispatch import Plan, plan
 from .functional import States, autocast_dtype, autocast_to
 from .ops import run_step
+from .transforms import records_gradients, transformed
 
 
 def run(input: Tensor, hx: States | None, weights: list[Tensor], hidden_size: int, backend: str) -> States:
@@ -32,7 +33,7 @@ def run(input: Tensor, hx: States | None, weights: list[Tensor], hidden_size: in
     x, h, c = _batched(input, hx, hidden_size)
     facts = _facts(x, h, c, weights, backend)
     spec, choice = (_plan if torch.compiler.is_compiling() else _cached_plan)(*facts)
-    if choice.backend.step is not None:
+    if choice.backend.step is not None and not transformed():
         h, c = choice.backend.step(x, (h, c), *weights)
     elif spec.autocast:
         kept = torch.promote_types(spec.dtype, c.dtype) if spec.device == "cpu" else spec.dtype
@@ -67,7 +68,9 @@ def _facts(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], backend: str)
     # fmt: off
     facts = (
         backend,
-        torch.is_grad_enabled() and any([t.requires_grad for t in (x, h, c, *weights)]),
+        records_gradients()
+        if transformed()
+        else torch.is_grad_enabled() and any([t.requires_grad for t in (x, h, c, *weights)]),
         torch.compiler.is_compiling(),
         autocast_dtype(x),
         x.shape, x.dtype, x.device, h.shape, h.dtype, h.device, c.shape, c.dtype, c.device,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .canonical import (
@@ -20,7 +21,8 @@ from .canonical import (
     tensor_key,
 )
 from .dispatch import Plan, cached_plan, plan
-from .ops import EagerLSTM
+from .ops import EagerLSTM, TransformedLSTM
+from .transforms import records_gradients, transformed, values_of
 
 States = tuple[Tensor, Tensor]
 
@@ -170,7 +172,10 @@ def canonicalise(
             reset = None if reset is None else reset.reshape(-1, 1)
     x, hx, weights = _autocast(x, hx, list(weights))
     tracing = torch.compiler.is_compiling()
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(hx or ()), *weights))
+    if transformed():
+        grad = records_gradients()
+    else:
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(hx or ()), *weights))
     key = CallKey(
         tensor_key(x),
         None if hx is None else (tensor_key(hx[0]), tensor_key(hx[1])),
@@ -197,7 +202,7 @@ def run(call: Call) -> tuple[Any, ...]:
     key, layout = call.key, call.layout
     made = plan(key) if key.tracing else cached_plan(key)
     if call.lengths is not None:
-        check_length_values(call.lengths, call.x.size(0))
+        check_length_values(values_of(call.lengths), call.x.size(0))
     output: Any
     output, h_n, c_n, cells = _run_backend(made, call)
     if layout.packed:
@@ -221,8 +226,9 @@ def _run_backend(made: Plan, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor
         B = x.size(1) if call.key.batch_sizes is None else call.key.batch_sizes[1]
         states = spec.num_layers * spec.directions
         hx = (x.new_zeros((states, B, P)), x.new_zeros((states, B, spec.hidden_size)))
-    recompute = spec.grad and call.key.recompute
-    eager_code = backend.differentiable and not spec.tracing and not recompute
+    # a function transform is for the operator, whose rule runs a backend outside of it
+    recompute = spec.grad and call.key.recompute and not transformed()
+    eager_code = backend.differentiable and not (spec.tracing or recompute or transformed())
     own_dropout = spec.dropout and eager_code and backend.own_dropout
     mask = None
     if spec.dropout and not own_dropout:
@@ -242,9 +248,10 @@ def _call_operator(
     operator = torch.ops.cnnlstm_fast.lstm.default
     if spec.tracing:
         return operator(*tensors, *flags, backend)[:4]
-    if spec.grad:
+    if spec.grad or transformed() or forward_ad._current_level >= 0:
         input, h0, c0, weights, *optional = tensors
-        return EagerLSTM.apply(*optional, (*flags, backend), input, h0, c0, *weights)[:4]
+        function = TransformedLSTM if transformed() else EagerLSTM  # which raises where there are tangents
+        return function.apply(*optional, (*flags, backend), input, h0, c0, *weights)[:4]
     # Bypasses the autograd formula, which is Python code and takes a noticeable part of a short call.
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*tensors, *flags, backend)[:4]

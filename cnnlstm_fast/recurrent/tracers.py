@@ -14,6 +14,8 @@ import torch
 from torch import fx, nn
 from torch.autograd import forward_ad
 
+from .transforms import supported, transformed
+
 stood_aside: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """By layer what it has left calls to, for ``explain``."""
 
@@ -24,8 +26,8 @@ def tracer_of(input: Any) -> str | None:
         return "torch.onnx" if torch.onnx.is_in_onnx_export() else None
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func"
+    if transformed() and not supported():
+        return "torch.func.jvp"
     if forward_ad._current_level >= 0:  # the operator has no tangents, and would lose them without a word
         return "torch.autograd.forward_ad"
     return "torch.fx" if isinstance(input, fx.Proxy) else None
