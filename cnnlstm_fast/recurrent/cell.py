@@ -16,7 +16,7 @@ from .canonical import CallKey, TensorKey, check_hx, check_step
 from .dispatch import Plan, plan
 from .functional import States, autocast_dtype, autocast_to
 from .ops import run_step
-from .transforms import records_gradients, transformed
+from .transforms import transformed
 
 
 def run(input: Tensor, hx: States | None, weights: list[Tensor], hidden_size: int, backend: str) -> States:
@@ -33,7 +33,7 @@ def run(input: Tensor, hx: States | None, weights: list[Tensor], hidden_size: in
     x, h, c = _batched(input, hx, hidden_size)
     facts = _facts(x, h, c, weights, backend)
     spec, choice = (_plan if torch.compiler.is_compiling() else _cached_plan)(*facts)
-    if choice.backend.step is not None and not transformed():
+    if choice.backend.step is not None and (spec.tracing or not transformed()):
         h, c = choice.backend.step(x, (h, c), *weights)
     elif spec.autocast:
         kept = torch.promote_types(spec.dtype, c.dtype) if spec.device == "cpu" else spec.dtype
@@ -65,13 +65,14 @@ def _batched(input: Tensor, hx: States | None, hidden_size: int) -> tuple[Tensor
 def _facts(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], backend: str) -> tuple[Any, ...]:
     """The arguments of ``_key``. Written out, since a loop takes twice as long."""
     w_ih, w_hh, *biases = weights
+    tracing = torch.compiler.is_compiling()
     # fmt: off
     facts = (
         backend,
-        records_gradients()
-        if transformed()
-        else torch.is_grad_enabled() and any([t.requires_grad for t in (x, h, c, *weights)]),
-        torch.compiler.is_compiling(),
+        torch.is_grad_enabled() and (
+            (not tracing and transformed()) or any([t.requires_grad for t in (x, h, c, *weights)])
+        ),
+        tracing,
         autocast_dtype(x),
         x.shape, x.dtype, x.device, h.shape, h.dtype, h.device, c.shape, c.dtype, c.device,
         w_ih.shape, w_ih.dtype, w_ih.device, w_hh.shape, w_hh.dtype, w_hh.device,

@@ -22,7 +22,7 @@ from .canonical import (
 )
 from .dispatch import Plan, cached_plan, plan
 from .ops import EagerLSTM, TransformedLSTM
-from .transforms import records_gradients, transformed, values_of
+from .transforms import transformed, values_of
 
 States = tuple[Tensor, Tensor]
 
@@ -172,10 +172,10 @@ def canonicalise(
             reset = None if reset is None else reset.reshape(-1, 1)
     x, hx, weights = _autocast(x, hx, list(weights))
     tracing = torch.compiler.is_compiling()
-    if transformed():
-        grad = records_gradients()
-    else:
-        grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(hx or ()), *weights))
+    grad = torch.is_grad_enabled() and (
+        (not tracing and transformed())  # whose tensors tell of the innermost transform alone
+        or any(t.requires_grad for t in (x, *(hx or ()), *weights))
+    )
     key = CallKey(
         tensor_key(x),
         None if hx is None else (tensor_key(hx[0]), tensor_key(hx[1])),
@@ -202,7 +202,8 @@ def run(call: Call) -> tuple[Any, ...]:
     key, layout = call.key, call.layout
     made = plan(key) if key.tracing else cached_plan(key)
     if call.lengths is not None:
-        check_length_values(values_of(call.lengths), call.x.size(0))
+        lengths = call.lengths if key.tracing else values_of(call.lengths)
+        check_length_values(lengths, call.x.size(0))
     output: Any
     output, h_n, c_n, cells = _run_backend(made, call)
     if layout.packed:
@@ -226,9 +227,11 @@ def _run_backend(made: Plan, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor
         B = x.size(1) if call.key.batch_sizes is None else call.key.batch_sizes[1]
         states = spec.num_layers * spec.directions
         hx = (x.new_zeros((states, B, P)), x.new_zeros((states, B, spec.hidden_size)))
-    # a function transform is for the operator, whose rule runs a backend outside of it
-    recompute = spec.grad and call.key.recompute and not transformed()
-    eager_code = backend.differentiable and not (spec.tracing or recompute or transformed())
+    # function transforms have a rule for the operator alone, and a dispatch mode is to see one operator for any backend
+    transform = not spec.tracing and transformed()
+    recompute = spec.grad and call.key.recompute and not transform
+    observed = spec.tracing or transform or torch._C._len_torch_dispatch_stack() > 0
+    eager_code = backend.differentiable and not (recompute or observed)
     own_dropout = spec.dropout and eager_code and backend.own_dropout
     mask = None
     if spec.dropout and not own_dropout:
@@ -248,10 +251,11 @@ def _call_operator(
     operator = torch.ops.cnnlstm_fast.lstm.default
     if spec.tracing:
         return operator(*tensors, *flags, backend)[:4]
-    if spec.grad or transformed() or forward_ad._current_level >= 0:
+    if transformed():
+        return TransformedLSTM.run(tensors[:4], tensors[4:], (*flags, backend))[:4]
+    if spec.grad or forward_ad._current_level >= 0:  # it raises where there are tangents
         input, h0, c0, weights, *optional = tensors
-        function = TransformedLSTM if transformed() else EagerLSTM  # which raises where there are tangents
-        return function.apply(*optional, (*flags, backend), input, h0, c0, *weights)[:4]
+        return EagerLSTM.apply(*optional, (*flags, backend), input, h0, c0, *weights)[:4]
     # Bypasses the autograd formula, which is Python code and takes a noticeable part of a short call.
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*tensors, *flags, backend)[:4]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from .. import _native
 from .backends import BACKENDS, Backend, Outputs
 from .canonical import LSTMSpec
 from .double_backward import autograd_backward, save_for_double_backward
+from .flops import count_flops
 from .transforms import (
     OPERAND_AXES,
     OPTIONAL_AXES,
     RESULT_AXES,
     TransformedBackward,
+    gradients_batched,
     transformed,
     vmap_rule,
 )
@@ -244,6 +247,9 @@ def _gradients(
         flags = (ctx.bidirectional, input_needs_grad, weights_need_grad, ctx.backend)
         if transformed() or forward_ad._current_level >= 0:
             found = TransformedBackward.run(grads[:4], (input, h0, c0, weights), optional, filled, flags)
+        elif gradients_batched():
+            args = (*grads[:4], input, h0, c0, weights, *optional, *filled, *flags[:3], "reference")
+            found = _recompute(*args)
         else:
             found = torch.ops.cnnlstm_fast.lstm_backward.default(
                 *grads[:4], input, h0, c0, weights, *optional, *filled, *flags
@@ -318,8 +324,22 @@ class EagerLSTM(torch.autograd.Function):
 
 
 class TransformedLSTM(torch.autograd.Function):
-    """The same for calls under torch.func, which needs ``setup_context``. That would cost an eager call NN us: PyTorch
+    """The same for calls under torch.func, which needs ``setup_context``. That would cost an eager call 20 us: PyTorch
     reads the signature of ``forward`` each time."""
+
+    @staticmethod
+    def run(
+        operands: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
+        optional: Sequence[Tensor | None],
+        flags: tuple[bool, bool, bool, str],
+    ) -> tuple[Tensor, ...]:
+        """Arguments and results as those of ``lstm``."""
+        input, h0, c0, weights = operands
+        found = TransformedLSTM.apply(*optional, flags, input, h0, c0, *weights)
+        if torch.is_grad_enabled():
+            return found
+        # as of PyTorch's operators: a Function heeds no_grad in the innermost of the transforms alone
+        return tuple(result.detach() for result in found)
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
@@ -355,8 +375,8 @@ def run_step(
         found = _operator_on_step(x, h, c, weights, None, None, None, None, *flags)
         return found[1].squeeze(0), found[2].squeeze(0)
     if transformed():
-        step = x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
-        found = TransformedLSTM.apply(None, None, None, None, flags, *step, *weights)
+        step = (x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
+        found = TransformedLSTM.run(step, (None, None, None, None), flags)
         return found[1].squeeze(0), found[2].squeeze(0)
     if grad:
         return EagerLSTM.apply(None, None, None, None, flags, x, h, c, *weights)
@@ -394,3 +414,4 @@ def _register() -> None:
 
 
 _register()
+count_flops()

@@ -17,16 +17,12 @@ from .double_backward import double_backward, save_for_double_backward
 transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether the call is inside of a function transform."""
 
+_VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
+
 OPTIONAL_AXES = (None, 0, 1, 2)  # batch_sizes, lengths, reset, dropout_mask
 OPERAND_AXES = (1, 1, 1)  # input, h0, c0; the weights have none
 RESULT_AXES = (1, 1, 1, 2, 2, 2)  # Outputs
 """The dimension of the batch in each tensor."""
-
-
-def records_gradients() -> bool:
-    """Whether a call inside of a function transform may be differentiated. Its tensors do not tell: ``requires_grad``
-    is that of the innermost transform. Nor does the mode, as ``no_grad`` is that of the innermost transform, too."""
-    return torch.is_grad_enabled() or _has(torch._C._functorch.TransformType.Grad)
 
 
 def supported() -> bool:
@@ -35,8 +31,10 @@ def supported() -> bool:
     return all(layer.key() in known for layer in torch._C._functorch.get_interpreter_stack() or ())
 
 
-def _has(kind: Any) -> bool:
-    return any(layer.key() == kind for layer in torch._C._functorch.get_interpreter_stack() or ())
+def gradients_batched() -> bool:
+    """Whether autograd has stacked gradients (``is_grads_batched``, ``jacobian(vectorize=True)``): by a vmap that is older
+    than torch.func's, and for which a Function cannot have a rule."""
+    return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
 def values_of(tensor: Tensor) -> Tensor:
