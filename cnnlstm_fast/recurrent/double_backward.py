@@ -18,25 +18,26 @@ def save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> 
     ctx.save_for_backward(*grads, *optional, input, h0, c0, *weights)
 
 
-def double_backward(
-    ctx: Any, outer: list[Tensor | None]
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
+def double_backward(ctx: Any, outer: list[Tensor | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Derivatives by the gradients that ``lstm_backward`` took, and by input, h0, c0 and each of the weights.
 
     Args:
         outer: the gradients of what it returned: of input, h0, c0 and each of the weights.
     """
-    seeds, optional, operands = ctx.saved_tensors[:4], ctx.saved_tensors[4:8], ctx.saved_tensors[8:]
-    weights = len(operands) - 3
+    seeds, operands = ctx.saved_tensors[:4], ctx.saved_tensors[8:]
+    batch_sizes, lengths, reset, dropout_mask = ctx.saved_tensors[4:8]
     # a gradient that was not requested was returned as an empty tensor, and so is its own gradient
-    requested = (ctx.input_needs_grad, True, True, *[ctx.weights_need_grad] * weights)
+    requested = (ctx.input_needs_grad, True, True, *[ctx.weights_need_grad] * (len(operands) - 3))
     chosen = [k for k, want in enumerate(requested) if want and outer[k] is not None]
     present = [k for k, seed in enumerate(seeds) if seed is not None]
     if not chosen or not present:
         return [None] * 4, [None] * len(operands)
 
     def forward(*operands: Tensor) -> tuple[Tensor, ...]:
-        outs = reference.lstm(*operands[:3], list(operands[3:]), *optional, ctx.bidirectional)
+        input, h0, c0, *weights = operands
+        outs = reference.lstm(
+            input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, ctx.bidirectional
+        )
         return tuple(outs[k] for k in present)
 
     def backward(operands: tuple[Tensor, ...], seeds: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -331,15 +331,15 @@ class TransformedLSTM(torch.autograd.Function):
     def run(
         operands: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
         optional: Sequence[Tensor | None],
-        flags: tuple[bool, bool, bool, str],
-    ) -> tuple[Tensor, ...]:
+        flags: tuple[Any, ...],
+    ) -> Outputs:
         """Arguments and results as those of ``lstm``."""
         input, h0, c0, weights = operands
         found = TransformedLSTM.apply(*optional, flags, input, h0, c0, *weights)
-        if torch.is_grad_enabled():
-            return found
-        # as of PyTorch's operators: a Function heeds no_grad in the innermost of the transforms alone
-        return tuple(result.detach() for result in found)
+        if not torch.is_grad_enabled():
+            # as of PyTorch's operators: a Function heeds no_grad in the innermost of the transforms alone
+            found = (result.detach() for result in found)
+        return Outputs(*found)
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
@@ -360,9 +360,7 @@ class TransformedLSTM(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         axes = (*OPTIONAL_AXES, None, *OPERAND_AXES, *[None] * (len(args) - 8))
         foldable = args[0] is None  # the rows of packed sequences do not stand one sequence after the other
-        return vmap_rule(
-            TransformedLSTM.apply, info.batch_size, args, in_dims, axes, RESULT_AXES, foldable
-        )
+        return vmap_rule(TransformedLSTM.apply, info.batch_size, args, in_dims, axes, RESULT_AXES, foldable)
 
 
 def run_step(

@@ -1,7 +1,7 @@
 """The operator under torch.func: its rule for vmap, and ``lstm_backward`` as an autograd.Function that has it.
 
-``grad``, ``vjp`` and ``vmap``, nested at will, run the same kernels as eager calls. An operator with a list of tensors has no
-rule of PyTorch's own for vmap. ``jvp`` has no formula, and says so.
+``grad``, ``vjp`` and ``vmap``, nested at will, run the same kernels as eager calls. PyTorch itself has no rule for vmap
+of an operator that takes a list of tensors. There is no formula for ``jvp``, and its error says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .double_backward import double_backward, save_for_double_backward
 transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether the call is inside of a function transform."""
 
+_RULES = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
 OPTIONAL_AXES = (None, 0, 1, 2)  # batch_sizes, lengths, reset, dropout_mask
@@ -25,15 +26,17 @@ RESULT_AXES = (1, 1, 1, 2, 2, 2)  # Outputs
 """The dimension of the batch in each tensor."""
 
 
-def supported() -> bool:
-    """Whether all transforms that are active have a rule here."""
-    known = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
-    return all(layer.key() in known for layer in torch._C._functorch.get_interpreter_stack() or ())
+def without_rule() -> str | None:
+    """A transform that is active and that the operator has no rule for: ``jvp`` or ``functionalize``."""
+    layers = torch._C._functorch.get_interpreter_stack() or ()
+    return next(
+        (f"torch.func.{layer.key().name.lower()}" for layer in layers if layer.key() not in _RULES), None
+    )
 
 
 def gradients_batched() -> bool:
-    """Whether autograd has stacked gradients (``is_grads_batched``, ``jacobian(vectorize=True)``): by a vmap that is older
-    than torch.func's, and for which a Function cannot have a rule."""
+    """Whether autograd has stacked gradients (``is_grads_batched``, ``jacobian(vectorize=True)``): by a vmap that is
+    older than torch.func's, and for which a Function cannot have a rule."""
     return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
@@ -71,14 +74,14 @@ def vmap_rule(
         ]
         return tuple(torch.stack(results) for results in zip(*calls, strict=True)), (0,) * len(calls[0])
     folded = [
-        _fold(arg, dim if b else None, axis, count)
-        if isinstance(arg, Tensor) and axis is not None
-        else arg
+        _fold(arg, dim if b else None, axis, count) if isinstance(arg, Tensor) and axis is not None else arg
         for arg, dim, b, axis in zip(args, dims, batched, axes, strict=True)
     ]
     results = function(*folded)
     # a result that was not requested has no batch
-    places = [axis if result.dim() > axis else None for result, axis in zip(results, result_axes, strict=False)]
+    places = [
+        axis if result.dim() > axis else None for result, axis in zip(results, result_axes, strict=False)
+    ]
     places += [None] * (len(results) - len(places))
     stacked = [
         result if place is None else result.unflatten(place, (count, result.size(place) // count))
@@ -88,8 +91,8 @@ def vmap_rule(
 
 
 def _fold(arg: Tensor, dim: int | None, axis: int, count: int) -> Tensor:
-    """The stacked calls' arguments as that of one call: dimension ``dim``, or ``count`` copies, becomes the outer part of
-    the batch, which is dimension ``axis`` of a single call's argument."""
+    """The stacked calls' arguments as that of one call: dimension ``dim``, or ``count`` copies, becomes the outer part
+    of the batch, which is dimension ``axis`` of a single call's argument."""
     if arg.dim() - (dim is not None) <= axis:  # a result that was not requested, saved for the backward pass
         return arg if dim is None else arg.select(dim, 0)
     if dim is None:
@@ -132,8 +135,9 @@ class TransformedBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        axes = (*RESULT_AXES[:4], *OPTIONAL_AXES, RESULT_AXES[0], *RESULT_AXES[3:], None, *OPERAND_AXES)
-        axes += (None,) * (len(args) - len(axes))
+        filled = (RESULT_AXES[0], *RESULT_AXES[3:])
+        weights: list[int | None] = [None] * (len(args) - 16)
+        axes = [*RESULT_AXES[:4], *OPTIONAL_AXES, *filled, None, *OPERAND_AXES, *weights]
         batch_sizes, weights_need_grad = args[4], args[12][2]
         # each of the stacked calls has its own gradients of the weights
         foldable = batch_sizes is None and not weights_need_grad
