@@ -130,8 +130,11 @@ def test_gradients_of_each_sample(pair: Pair) -> None:
 def test_gradient_of_a_sum_over_vmap(pair: Pair) -> None:
     x = inputs(pair)
     weights = grad(lambda given: vmap(pair.loss, (None, 0))(given, x).sum())(pair.weights)
-    each = stacked([pair.gradients(pair.weights, one)[1:] for one in x])
+    of_x, *each = stacked([pair.gradients(pair.weights, one) for one in x])
     close(list(weights.values()), [g.sum(0) for g in each])
+    with Seen() as seen:
+        close(grad(lambda many: vmap(pair.loss, (None, 0))(pair.weights, many).sum())(x), of_x)
+    assert seen.names == ["cnnlstm_fast.lstm.default", "cnnlstm_fast.lstm_backward.default"]
 
 
 def test_layers_with_weights_of_their_own(pair: Pair) -> None:
@@ -262,6 +265,27 @@ def test_backends(backend: str, recompute: bool) -> None:
     cnnlstm_fast.optimize(pair.fast, backend=backend, recompute=recompute)
     weights, of_x = vmap(grad(pair.loss, (0, 1)), (None, 0))(pair.weights, x)
     close((of_x, *weights.values()), stacked([pair.gradients(pair.weights, one) for one in x]))
+    close(vmap(pair.fast)(x), stacked([pair.plain(one) for one in x]))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_vmap_of_the_backward_pass_of_an_eager_call(recompute: bool) -> None:
+    pair, x = Pair(nn.LSTM(I, H)), torch.randn(T, B, I, requires_grad=True)
+    cnnlstm_fast.optimize(pair.fast, backend="cpu", recompute=recompute)
+    seeds = torch.randn(N, T, B, H)
+
+    def run(layer: nn.Module, by: Callable[..., Any]) -> Any:
+        leaves = [x, *layer.parameters()]
+        output = layer(x)[0]
+        return by(lambda seed: torch.autograd.grad(output, leaves, seed, retain_graph=True))(seeds)
+
+    def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda many: stacked([function(one) for one in many])
+
+    close(run(pair.fast, vmap), run(pair.plain, one_by_one))
+    output = pair.fast(x)[0]
+    together = torch.autograd.grad(output, [x, *pair.fast.parameters()], seeds, is_grads_batched=True)
+    close(together, run(pair.plain, one_by_one))
 
 
 def test_no_grad_inside_of_a_transform_stops_every_gradient() -> None:
@@ -270,8 +294,8 @@ def test_no_grad_inside_of_a_transform_stops_every_gradient() -> None:
     def outer(layer: nn.Module) -> Tensor:
         def inner(given: Tensor) -> Tensor:
             with torch.no_grad():
-                kept = layer(given)[0].sum()
-            return kept * given.pow(2).sum()
+                kept = layer(given)[0]
+            return kept.sum() * given.pow(2).sum()
 
         return grad(lambda given: grad(inner)(given).pow(2).sum())(x)
 
