@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from .. import _native
 from .backends import BACKENDS, Backend, Outputs
 from .canonical import LSTMSpec
-from .double_backward import autograd_backward, save_for_double_backward
+from .double_backward import autograd_backward, reference_gradients, save_for_double_backward
 from .flops import count_flops
 from .transforms import (
     OPERAND_AXES,
@@ -248,8 +248,9 @@ def _gradients(
         if transformed() or forward_ad._current_level >= 0:
             found = TransformedBackward.run(grads[:4], (input, h0, c0, weights), optional, filled, flags)
         elif gradients_batched():
-            args = (*grads[:4], input, h0, c0, weights, *optional, *filled, *flags[:3], "reference")
-            found = _recompute(*args)
+            operands = (input, h0, c0, *weights)
+            gradients = reference_gradients(grads[:4], operands, optional, ctx.bidirectional)
+            found = (*gradients[:3], list(gradients[3:]))  # type: ignore[assignment]
         else:
             found = torch.ops.cnnlstm_fast.lstm_backward.default(
                 *grads[:4], input, h0, c0, weights, *optional, *filled, *flags

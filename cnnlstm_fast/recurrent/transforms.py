@@ -130,8 +130,8 @@ class TransformedBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
-        of_seeds, of_operands = double_backward(ctx, list(outer))
-        return (*of_seeds, *[None] * 9, *of_operands)
+        of_grads, of_operands = double_backward(ctx, list(outer))
+        return (*of_grads, *[None] * 9, *of_operands)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

@@ -162,12 +162,39 @@ def test_gradients_of_gradients(pair: Pair) -> None:
     close((of_x, *weights.values()), stacked(expected))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_third_derivatives_of_autograd(kind: str) -> None:
+    pair = Pair(nn.LSTM(I, H, **KINDS[kind]))
+
+    def third(layer: nn.Module) -> tuple[Tensor, ...]:
+        leaves = [torch.linspace(-1.0, 1.0, T * B * I).view(T, B, I).requires_grad_(), *layer.parameters()]
+        found = layer(leaves[0])[0].pow(2).sum()
+        for _ in range(2):
+            found = sum(g.pow(2).sum() for g in torch.autograd.grad(found, leaves, create_graph=True))
+            found = found / found.detach()  # of the same size for each kind
+        return torch.autograd.grad(found, leaves)
+
+    close(third(pair.fast), third(pair.plain))
+
+
 def test_jacobians_in_reverse_mode(pair: Pair) -> None:
     x = inputs(pair)[0]
     found = jacrev(lambda given: pair.fast(given)[0])(x)
     close(found, torch.autograd.functional.jacobian(lambda given: pair.plain(given)[0], x))
     vectorized = torch.autograd.functional.jacobian(lambda given: pair.fast(given)[0], x, vectorize=True)
     close(vectorized, found)
+
+    def squares(layer: nn.Module, given: Tensor) -> Tensor:
+        def first(given: Tensor) -> Tensor:
+            return layer(given)[0]
+
+        return (
+            torch.autograd.functional.jacobian(first, given, create_graph=True, vectorize=True).pow(2).sum()
+        )
+
+    leaf = x.clone().requires_grad_()
+    of_squares = [torch.autograd.grad(squares(layer, leaf), leaf)[0] for layer in (pair.fast, pair.plain)]
+    close(*of_squares)
     pullback = vjp(pair.fast, x)[1]
     seeds = torch.utils._pytree.tree_map(torch.ones_like, pair.plain(x))
     leaf = x.clone().requires_grad_()
