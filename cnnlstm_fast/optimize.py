@@ -26,6 +26,7 @@ from .recurrent.class_swap import is_fast, swap_class
 from .recurrent.dispatch import select
 from .recurrent.frozen import freeze, is_frozen, thaw
 from .recurrent.modules import PLAIN_CLASSES, fast_class
+from .recurrent.precision import reduced_by_onednn
 from .recurrent.tracers import stood_aside
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -179,6 +180,9 @@ def _choice_lines(spec: LSTMSpec, backend: str) -> Iterator[str]:
         yield f"  fails:    {error}"
         return
     yield f"  backend:  {_describe(choice.backend, choice.reason, spec)}"
+    if choice.backend.name == "cpu" and spec.dtype == torch.float32:
+        for setting, value in reduced_by_onednn().items():
+            yield f"  note:     {setting} = {value!r} is not heeded: its products are in float32"
     for name, reason in choice.rejected.items():
         yield f"  rejected: {_describe(BACKENDS[name], reason, spec)}"
 

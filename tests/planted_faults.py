@@ -41,9 +41,38 @@ RUNNER = "tests/encoder/test_runner.py"
 PREPARE = "tests/encoder/test_prepare.py"
 FRAMES = "tests/encoder/test_frames.py"
 TRAINING = "tests/encoder/test_training.py"
+TRANSFORMS = "tests/recurrent/test_transforms.py"
 INT8 = "tests/recurrent/test_int8.py tests/recurrent/test_prepacked.py"
 
 FAULTS = [
+    Fault(
+        "torch.func: the stacked calls in another order",
+        "cnnlstm_fast/recurrent/transforms.py",
+        "arg = arg.movedim(dim, axis)",
+        "arg = arg.movedim(dim, axis + 1)",
+        TRANSFORMS,
+    ),
+    Fault(
+        "torch.func: one gradient of the weights for all samples",
+        "cnnlstm_fast/recurrent/transforms.py",
+        "batch_sizes is None and not weights_need_grad",
+        "batch_sizes is None",
+        TRANSFORMS,
+    ),
+    Fault(
+        "torch.func: a tangent is lost",
+        "cnnlstm_fast/recurrent/functional.py",
+        "if spec.grad or forward_ad._current_level >= 0:",
+        "if spec.grad:",
+        TRANSFORMS,
+    ),
+    Fault(
+        "flops: the input's gradient is counted where nobody asked for it",
+        "cnnlstm_fast/recurrent/flops.py",
+        "(0 if input_needs_grad else of_input)",
+        "0",
+        "tests/recurrent/test_flops.py",
+    ),
     Fault(
         "training: dropout draws in another order",
         "cnnlstm_fast/encoder/rewrites.py",

@@ -16,6 +16,7 @@ from .dispatch import Plan, cached, plan
 from .functional import States, autocast_dtype, autocast_to
 from .known_calls import admit_known
 from .ops import run_step
+from .transforms import transformed
 
 
 def run(layer: nn.Module, input: Tensor, hx: States | None, weights: list[Tensor]) -> States:
@@ -36,7 +37,7 @@ def run(layer: nn.Module, input: Tensor, hx: States | None, weights: list[Tensor
     spec, choice = (_plan if tracing else _cached_plan)(*facts)
     if not tracing:
         admit_known(layer, input, hx, choice.backend.name)
-    if choice.backend.step is not None:
+    if choice.backend.step is not None and (tracing or not transformed()):
         h, c = choice.backend.step(x, (h, c), *weights)
     elif spec.autocast:
         kept = torch.promote_types(spec.dtype, c.dtype) if spec.device == "cpu" else spec.dtype
@@ -68,11 +69,14 @@ def _batched(input: Tensor, hx: States | None, hidden_size: int) -> tuple[Tensor
 def _facts(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], backend: str) -> tuple[Any, ...]:
     """The arguments of ``_key``. Written out, since a loop takes twice as long."""
     w_ih, w_hh, *biases = weights
+    tracing = torch.compiler.is_compiling()
     # fmt: off
     facts = (
         backend,
-        torch.is_grad_enabled() and any([t.requires_grad for t in (x, h, c, *weights)]),
-        torch.compiler.is_compiling(),
+        torch.is_grad_enabled() and (
+            (not tracing and transformed()) or any([t.requires_grad for t in (x, h, c, *weights)])
+        ),
+        tracing,
         autocast_dtype(x),
         x.shape, x.dtype, x.device, h.shape, h.dtype, h.device, c.shape, c.dtype, c.device,
         w_ih.shape, w_ih.dtype, w_ih.device, w_hh.shape, w_hh.dtype, w_hh.device,

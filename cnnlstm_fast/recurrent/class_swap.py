@@ -11,6 +11,12 @@ Consequences of a reported class:
   class, so that the layer stays fast and reports what was assigned.
 - Pickle and copy refuse an object whose real and reported class differ, hence ``__reduce_ex__``.
 - ``torch.jit.script`` compiles the source of the real class, hence ``__prepare_scriptable__``.
+- Code that compares ``type(m)`` sees the fast class, so that ``torch.ao.quantization.quantize_dynamic`` leaves the
+  layer as it is. It looks ``type(m)`` up in the caller's set of classes and in its table of quantized ones, and
+  ``from_float`` of the quantized class demands the type again: of an LSTM that it is in a set with nn.LSTM, of a cell
+  that it *is* nn.LSTMCell. It offers no hook before that. A metaclass by which the fast class equals and hashes as
+  the original would pass for an LSTM, but not for a cell, and ``{nn.LSTM: ..., cnnlstm_fast.LSTM: ...}`` would lose an
+  entry; a real type of nn.LSTM is what Dynamo does not trace. So such models are quantized after ``revert``.
 """
 
 from __future__ import annotations

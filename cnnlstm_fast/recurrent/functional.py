@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _native
@@ -21,7 +22,8 @@ from .canonical import (
     tensor_key,
 )
 from .dispatch import Plan, cached_plan, plan
-from .ops import EagerLSTM
+from .ops import EagerLSTM, TransformedLSTM
+from .transforms import transformed, values_of
 
 States = tuple[Tensor, Tensor]
 
@@ -171,7 +173,10 @@ def canonicalise(
             reset = None if reset is None else reset.reshape(-1, 1)
     x, hx, weights = _autocast(x, hx, list(weights))
     tracing = torch.compiler.is_compiling()
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(hx or ()), *weights))
+    grad = torch.is_grad_enabled() and (
+        (not tracing and transformed())  # whose tensors tell of the innermost transform alone
+        or any(t.requires_grad for t in (x, *(hx or ()), *weights))
+    )
     key = CallKey(
         tensor_key(x),
         None if hx is None else (tensor_key(hx[0]), tensor_key(hx[1])),
@@ -202,7 +207,8 @@ def run(call: Call, made: Plan) -> tuple[Any, ...]:
     """Runs the call by its plan, and restores the caller's layout."""
     key, layout = call.key, call.layout
     if call.lengths is not None:
-        check_length_values(call.lengths, call.x.size(0))
+        lengths = call.lengths if key.tracing else values_of(call.lengths)
+        check_length_values(lengths, call.x.size(0))
     output: Any
     output, h_n, c_n, cells = _run_backend(made, call)
     if layout.packed:
@@ -226,8 +232,11 @@ def _run_backend(made: Plan, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor
         B = x.size(1) if call.key.batch_sizes is None else call.key.batch_sizes[1]
         states = spec.num_layers * spec.directions
         hx = (x.new_zeros((states, B, P)), x.new_zeros((states, B, spec.hidden_size)))
-    recompute = spec.grad and call.key.recompute
-    eager_code = backend.differentiable and not spec.tracing and not recompute
+    # function transforms have a rule for the operator alone, and a dispatch mode is to see one operator for any backend
+    transform = not spec.tracing and transformed()
+    recompute = spec.grad and call.key.recompute and not transform
+    observed = spec.tracing or transform or torch._C._len_torch_dispatch_stack() > 0
+    eager_code = backend.differentiable and not (recompute or observed)
     own_dropout = spec.dropout and eager_code and backend.own_dropout
     mask = None
     if spec.dropout and not own_dropout:
@@ -247,7 +256,9 @@ def _call_operator(
     operator = torch.ops.cnnlstm_fast.lstm.default
     if spec.tracing:
         return operator(*tensors, *flags, backend)[:4]
-    if spec.grad:
+    if transformed():
+        return TransformedLSTM.run(tensors[:4], tensors[4:], (*flags, backend))[:4]
+    if spec.grad or forward_ad._current_level >= 0:  # it raises where there are tangents
         input, h0, c0, weights, *optional = tensors
         return EagerLSTM.apply(*optional, (*flags, backend), input, h0, c0, *weights)[:4]
     # Bypasses the autograd formula, which is Python code and takes a noticeable part of a short call.

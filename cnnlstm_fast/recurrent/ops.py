@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _native
-from . import reference
 from .backends import BACKENDS, Backend, Outputs
 from .canonical import LSTMSpec
+from .double_backward import autograd_backward, reference_gradients, save_for_double_backward
+from .flops import count_flops
+from .transforms import (
+    OPERAND_AXES,
+    OPTIONAL_AXES,
+    RESULT_AXES,
+    TransformedBackward,
+    gradients_batched,
+    transformed,
+    vmap_rule,
+)
 
 _LIBRARY = torch.library.Library("cnnlstm_fast", "FRAGMENT")
 
@@ -157,16 +169,10 @@ def _recompute(
     return grads[0], grads[1], grads[2], grads[3:]
 
 
-def _vector_jacobian(
-    pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], create_graph: bool = False
-) -> list[Tensor]:
+def _vector_jacobian(pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
     """Gradients of the sum of out * grad over the pairs; zeros for inputs that it does not depend on."""
     outs, grads = [p[0] for p in pairs], [p[1] for p in pairs]
-    found = (
-        torch.autograd.grad(outs, inputs, grads, allow_unused=True, create_graph=create_graph)
-        if outs
-        else [None] * len(inputs)
-    )
+    found = torch.autograd.grad(outs, inputs, grads, allow_unused=True) if outs else [None] * len(inputs)
     return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
 
 
@@ -237,22 +243,18 @@ def _gradients(
             grad_h, grad_c = (None if g is None else g.unsqueeze(0) for g in grads)
             grads = (None, grad_h, grad_c, None)
             input, h0, c0 = input.unsqueeze(0), h0.unsqueeze(0), c0.unsqueeze(0)
-        found = torch.ops.cnnlstm_fast.lstm_backward.default(
-            *grads[:4],
-            input,
-            h0,
-            c0,
-            weights,
-            batch_sizes,
-            lengths,
-            reset,
-            dropout_mask,
-            *filled,
-            ctx.bidirectional,
-            input_needs_grad,
-            weights_need_grad,
-            ctx.backend,
-        )
+        optional = (batch_sizes, lengths, reset, dropout_mask)
+        flags = (ctx.bidirectional, input_needs_grad, weights_need_grad, ctx.backend)
+        if transformed() or forward_ad._current_level >= 0:
+            found = TransformedBackward.run(grads[:4], (input, h0, c0, weights), optional, filled, flags)
+        elif gradients_batched():
+            operands = (input, h0, c0, *weights)
+            gradients = reference_gradients(grads[:4], operands, optional, ctx.bidirectional)
+            found = (*gradients[:3], list(gradients[3:]))  # type: ignore[assignment]
+        else:
+            found = torch.ops.cnnlstm_fast.lstm_backward.default(
+                *grads[:4], input, h0, c0, weights, *optional, *filled, *flags
+            )
         if not cell:
             return found
         # a gradient that was not requested is empty
@@ -322,6 +324,46 @@ class EagerLSTM(torch.autograd.Function):
         return (None, None, None, None, None, *[grad if need else None for grad, need in found])
 
 
+class TransformedLSTM(torch.autograd.Function):
+    """The same for calls under torch.func, which needs ``setup_context``. That would cost an eager call 20 us: PyTorch
+    reads the signature of ``forward`` each time."""
+
+    @staticmethod
+    def run(
+        operands: tuple[Tensor, Tensor, Tensor, Sequence[Tensor]],
+        optional: Sequence[Tensor | None],
+        flags: tuple[Any, ...],
+    ) -> Outputs:
+        """Arguments and results as those of ``lstm``."""
+        input, h0, c0, weights = operands
+        found = TransformedLSTM.apply(*optional, flags, input, h0, c0, *weights)
+        if not torch.is_grad_enabled():
+            # as of PyTorch's operators: a Function heeds no_grad in the innermost of the transforms alone
+            found = (result.detach() for result in found)
+        return Outputs(*found)
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *optional, flags, input, h0, c0 = args[:8]
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(
+                torch.ops.cnnlstm_fast.lstm.default(input, h0, c0, list(args[8:]), *optional, *flags)
+            )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *optional, flags, input, h0, c0 = inputs[:8]
+        _save_for_backward(ctx, (input, h0, c0, inputs[8:], *optional, *flags), Outputs(*output))
+
+    backward = EagerLSTM.backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        axes = (*OPTIONAL_AXES, None, *OPERAND_AXES, *[None] * (len(args) - 8))
+        foldable = args[0] is None  # the rows of packed sequences do not stand one sequence after the other
+        return vmap_rule(TransformedLSTM.apply, info.batch_size, args, in_dims, axes, RESULT_AXES, foldable)
+
+
 def run_step(
     x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], grad: bool, tracing: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -330,6 +372,10 @@ def run_step(
     flags = (False, grad, False, backend)
     if tracing:
         found = _operator_on_step(x, h, c, weights, None, None, None, None, *flags)
+        return found[1].squeeze(0), found[2].squeeze(0)
+    if transformed():
+        step = (x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), weights)
+        found = TransformedLSTM.run(step, (None, None, None, None), flags)
         return found[1].squeeze(0), found[2].squeeze(0)
     if grad:
         return EagerLSTM.apply(None, None, None, None, flags, x, h, c, *weights)
@@ -341,56 +387,6 @@ def run_step(
 def _operator_on_step(x: Tensor, h: Tensor, c: Tensor, *rest: Any) -> Outputs:
     operator = torch.ops.cnnlstm_fast.lstm.default
     return operator(x.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0), *rest)
-
-
-def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grads, (input, h0, c0, weights), (batch_sizes, lengths, reset, dropout_mask) = (
-        inputs[:4],
-        inputs[4:8],
-        inputs[8:12],
-    )
-    ctx.bidirectional, ctx.input_needs_grad, ctx.weights_need_grad = inputs[16:19]
-    ctx.num_weights = len(weights)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*grads, batch_sizes, lengths, reset, dropout_mask, input, h0, c0, *weights)
-
-
-def _autograd_backward(
-    ctx: Any,
-    grad_grad_input: Tensor | None,
-    grad_grad_h0: Tensor | None,
-    grad_grad_c0: Tensor | None,
-    grad_grad_weights: list[Tensor | None] | None,
-) -> tuple[Any, ...]:
-    """Gradient of ``lstm_backward``: the double backward of the reference, correct but slow."""
-    grads = ctx.saved_tensors[:4]
-    batch_sizes, lengths, reset, dropout_mask = ctx.saved_tensors[4:8]
-    with torch.enable_grad():
-        x, h0, c0, *weights = leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors[8:]]
-        seeds = [None if g is None else g.detach().requires_grad_() for g in grads]
-        outs = reference.lstm(
-            x, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, ctx.bidirectional
-        )
-        pairs = [(out, seed) for out, seed in zip(outs, seeds, strict=True) if seed is not None]
-        first = _vector_jacobian(pairs, leaves, create_graph=True)
-        outer = [grad_grad_input, grad_grad_h0, grad_grad_c0]
-        outer += grad_grad_weights or [None] * len(weights)
-        # a gradient that was not requested was returned as an empty tensor, and so is its own gradient
-        wanted = [ctx.input_needs_grad, True, True, *[ctx.weights_need_grad] * len(weights)]
-        pairs = [
-            (g, gg)
-            for g, gg, want in zip(first, outer, wanted, strict=True)
-            if gg is not None and want and g.requires_grad
-        ]
-        present = [seed for seed in seeds if seed is not None]
-        found = _vector_jacobian(pairs, [*leaves, *present])
-    of_leaves, of_seeds = found[: len(leaves)], iter(found[len(leaves) :])
-    return (
-        *[None if seed is None else next(of_seeds) for seed in seeds],
-        *of_leaves[:3],
-        of_leaves[3:],
-        *[None] * 12,
-    )
 
 
 def _register() -> None:
@@ -410,10 +406,11 @@ def _register() -> None:
     )
     torch.library.register_autograd(
         "cnnlstm_fast::lstm_backward",
-        _autograd_backward,
-        setup_context=_save_for_double_backward,
+        autograd_backward,
+        setup_context=save_for_double_backward,
         lib=_LIBRARY,
     )
 
 
 _register()
+count_flops()

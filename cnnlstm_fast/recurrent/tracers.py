@@ -1,8 +1,9 @@
 """Calls that a tracer or a function transform of PyTorch takes part in: the layer does there what nn.LSTM does.
 
-``torch.jit.trace``, the ONNX exporters, ``openvino.convert_model``, ``torch.fx.symbolic_trace`` and ``torch.func`` know
-PyTorch's own operators, and their users expect an artefact that is made of these. ``torch.compile`` and
-``torch.export`` are served by the operator of this package.
+``torch.jit.trace``, the ONNX exporters, ``openvino.convert_model`` and ``torch.fx.symbolic_trace`` know PyTorch's own
+operators, and their users expect an artefact that is made of these. Derivatives in forward mode
+(``torch.func.jvp``, ``jacfwd``) need a formula that the operator lacks. ``torch.compile``, ``torch.export`` and the
+other transforms of ``torch.func`` (``transforms.py``) are served by the operator of this package.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import fx, nn
 from torch.autograd import forward_ad
 
+from .transforms import transformed, without_rule
+
 stood_aside: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """By layer what it has left calls to, for ``explain``."""
 
@@ -24,8 +27,8 @@ def tracer_of(input: Any) -> str | None:
         return "torch.onnx" if torch.onnx.is_in_onnx_export() else None
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func"
+    if transformed() and (transform := without_rule()) is not None:
+        return transform
     if forward_ad._current_level >= 0:  # the operator has no tangents, and would lose them without a word
         return "torch.autograd.forward_ad"
     return "torch.fx" if isinstance(input, fx.Proxy) else None

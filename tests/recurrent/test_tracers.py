@@ -1,4 +1,5 @@
-"""What people do to a model with PyTorch's tracers and function transforms, done to an optimized one."""
+"""What people do to a model with PyTorch's tracers and other tools, done to an optimized one. ``test_transforms.py``
+has the whole of torch.func, ``test_flops.py`` FlopCounterMode."""
 
 from __future__ import annotations
 
@@ -105,13 +106,29 @@ def jacobian(model: nn.Module, x: Tensor) -> Tensor:
     return torch.func.jacrev(model)(x)
 
 
+def gradients_by_vmap(model: nn.Module, x: Tensor) -> Tensor:
+    """Of the LSTM's input: PyTorch's layer has a vmap of its gradients alone."""
+    layer: Any = model.lstm
+    pairs = torch.stack([x, -2.0 * x], 1)  # two sequences for each sample
+    return torch.func.vmap(torch.func.grad(lambda sample: layer(sample)[0].pow(2).sum()))(pairs)
+
+
+def quantized(model: nn.Module, x: Tensor) -> Tensor:
+    model = copy.deepcopy(model)
+    cnnlstm_fast.revert(model)
+    found: Any = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.LSTMCell})
+    kinds = [torch.ao.nn.quantized.dynamic.LSTM, torch.ao.nn.quantized.dynamic.LSTMCell]
+    assert [type(found.lstm), type(found.cell)] == kinds
+    return found(x)
+
+
 def functional_call(model: nn.Module, x: Tensor) -> Tensor:
     return torch.func.functional_call(model, {name: -p for name, p in parameters(model).items()}, (x,))
 
 
 OPERATIONS = (
     *(jit_trace, jit_trace_saved, jit_script, onnx_by_trace, onnx_by_dynamo, fx_trace),
-    *(func_grad, per_sample_gradients, jacobian, functional_call),
+    *(func_grad, per_sample_gradients, gradients_by_vmap, jacobian, functional_call, quantized),
 )
 
 
@@ -158,6 +175,23 @@ def test_openvino_converts_it(model: nn.Module) -> None:
     converted = openvino.convert_model(fast(model), example_input=x)
     kinds = {operator.get_type_name() for operator in converted.get_ops()}
     assert kinds & {"LSTMSequence", "LSTMCell", "TensorIterator", "Loop"}, kinds
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16, where the processor has it
+    found = openvino.compile_model(converted, "CPU", exact)(x.numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_is_a_call_of_the_whole_batch(model: nn.Module) -> None:
+    """PyTorch has it for neither layer."""
+    x = torch.randn(4, 6, 8)
+    found = torch.func.vmap(lambda sample: fast(model)(sample[None])[0])(x)
+    torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-6)
+
+
+def test_quantize_dynamic_leaves_the_layers_as_they_are(model: nn.Module) -> None:
+    optimized, x = fast(model), torch.randn(4, 6, 8)
+    found: Any = torch.ao.quantization.quantize_dynamic(optimized, {nn.LSTM, nn.LSTMCell})
+    assert [type(found.lstm), type(found.cell)] == [cnnlstm_fast.LSTM, cnnlstm_fast.LSTMCell]
+    torch.testing.assert_close(found(x), model(x), rtol=1e-4, atol=1e-6)
 
 
 def test_the_layer_is_fast_again_afterwards_and_explain_tells_of_it(model: nn.Module) -> None:
@@ -165,9 +199,13 @@ def test_the_layer_is_fast_again_afterwards_and_explain_tells_of_it(model: nn.Mo
     before = cnnlstm_fast.explain(optimized, x)
     assert "ran as nn.LSTM's" not in before
     jit_trace(optimized, x)
-    func_grad(optimized, x)
+    func_grad(optimized, x)  # by the operator
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        torch.func.jvp(optimized, (x,), (x,))
+    step: Any = torch.ones(4, 32)
+    torch.func.jvp(optimized.cell, (step,), (step,))
     after = cnnlstm_fast.explain(optimized, x)
-    for tracer in ("torch.func", "torch.jit.trace"):
+    for tracer in ("torch.func.jvp", "torch.jit.trace"):
         assert after.count(f"calls under {tracer} ran as nn.LSTM's, by PyTorch's own operators") == 2
     kept = [line for line in after.splitlines() if "ran as nn.LSTM's" not in line]
     assert kept == before.splitlines()
@@ -196,9 +234,9 @@ def test_what_nn_lstm_lacks_is_refused_by_name(argument: str) -> None:
         return layer(x, **{argument: value})[0].sum()
 
     with pytest.raises(
-        RuntimeError, match=r"lengths, reset, all_cells: torch\.func takes only what nn\.LSTM has"
+        RuntimeError, match=r"lengths, reset, all_cells: torch\.func\.jvp takes only what nn\.LSTM has"
     ):
-        torch.func.grad(loss)(x)
+        torch.func.jvp(loss, (x,), (x,))
 
 
 class Doubled(nn.LSTM):
