@@ -74,6 +74,8 @@ def info() -> str:
         caches = ", ".join(f"{level} {size >> 10} KB" for level, size in cpu["cache_bytes"].items())
         rows.append(("CPU", f"{cpu['name']}, {cpu['cores']} cores, {caches}"))
         rows.append(("kernels", f"{cpu['active_isa']} (this machine runs {', '.join(cpu['isas'])})"))
+    if _native.is_forked_child():
+        rows.append(("threads", "1 for LSTMs: this process was forked from one that had loaded the package"))
     for gpu in facts.get("cuda_devices", []):
         rows.append(("GPU", f"{gpu['name']}, sm_{gpu['sm']}"))
     lines = [f"{name + ':':<15} {value}" for name, value in rows]

@@ -100,6 +100,7 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
   }
   m.def("prepacked_bytes() -> int", &prepacked_bytes);
   m.def("microkernel_uses() -> int", &microkernel_uses);
+  m.def("is_forked_child() -> bool", &is_forked_child);
 }
 
 TORCH_LIBRARY_IMPL(cnnlstm_fast, CPU, m) {
