@@ -61,6 +61,8 @@ class Case:
     dtypes: tuple[str, ...] = ("f32", "bf16")
     suites: tuple[str, ...] = ()
     """The suites that it belongs to, in addition to those by mode; see ``calls``."""
+    pause: float = 0.0
+    """Seconds between two calls, in which a stream waits for its next frame, and caches and threads cool down."""
     cell: bool = False
     """T calls of an nn.LSTMCell in a row, instead of one of an nn.LSTM."""
     gpu_only: bool = False
@@ -115,6 +117,7 @@ def _text_recognition() -> Iterator[Case]:
 INFERENCE = (
     #    name                   T    B     I     H  L  bidirectional
     Case("stream-step", 1, 1, 128, 128, 1, False, "streaming, one step", states=True, suites=("quick",)),
+    Case("stream-paused", 1, 1, 128, 128, 1, False, "streaming, a step every 10 ms", states=True, pause=0.01),
     Case("voice-activity", 310, 1, 128, 128, 1, False, "voice activity detection", suites=("quick",)),
     *_text_recognition(),
     Case(

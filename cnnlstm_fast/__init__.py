@@ -6,6 +6,7 @@ from .optimize import explain, optimize, revert
 from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec
 from .recurrent.class_swap import _restore
+from .recurrent.frozen import clear_cache
 from .recurrent.functional import lstm
 from .recurrent.modules import LSTM, LSTMCell, fast_class
 from .verify import verify
@@ -17,6 +18,7 @@ __all__ = [
     "LSTMCell",
     "LSTMSpec",
     "__version__",
+    "clear_cache",
     "explain",
     "lstm",
     "optimize",

@@ -13,6 +13,7 @@ import torch
 from . import __version__, _native
 from ._version import TESTED_TORCH
 from .recurrent.backends import BACKENDS
+from .recurrent.frozen import cache_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +77,10 @@ def info() -> str:
         rows.append(("kernels", f"{cpu['active_isa']} (this machine runs {', '.join(cpu['isas'])})"))
     if _native.is_forked_child():
         rows.append(("threads", "1 for LSTMs: this process was forked from one that had loaded the package"))
+    if facts["available"]:
+        libraries = {torch.ops.cnnlstm_fast.gemm_library(transposed) for transposed in (False, True)}
+        rows.append(("products", f"float32 by {' and '.join(sorted(libraries))}, as measured now"))
+        rows.append(("kept weights", f"{cache_bytes() / 1e6:.1f} MB in this process"))
     for gpu in facts.get("cuda_devices", []):
         rows.append(("GPU", f"{gpu['name']}, sm_{gpu['sm']}"))
     lines = [f"{name + ':':<15} {value}" for name, value in rows]

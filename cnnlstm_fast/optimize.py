@@ -24,6 +24,7 @@ from .recurrent.backends import BACKENDS, Backend
 from .recurrent.canonical import LSTMSpec, validate
 from .recurrent.class_swap import is_fast, swap_class
 from .recurrent.dispatch import select
+from .recurrent.frozen import freeze, is_frozen, thaw
 from .recurrent.modules import PLAIN_CLASSES, fast_class
 from .recurrent.tracers import stood_aside
 
@@ -38,6 +39,7 @@ def optimize(
     encoder: str = "auto",
     precision: str | None = None,
     recompute: bool = False,
+    frozen: bool = False,
     budget: float = BUDGET,
 ) -> Model:
     """Makes a model fast, in place, and returns it: every nn.LSTM and nn.LSTMCell inside and, given an example
@@ -68,6 +70,9 @@ def optimize(
             that is faster, in float32, with the same dtypes outside. Needs ``example_inputs`` or a named ``encoder``.
         recompute: less memory for more time in training, for all LSTMs; see ``cnnlstm_fast.lstm``. For single
             layers set their attribute of the same name. A cell, which runs one step, has no such attribute.
+        frozen: the weights of LSTMs and cells will not be edited until ``revert`` or another ``optimize``. On a CPU
+            their contents are then not compared in every call, and short calls gain by packing, too. Edits that
+            autograd counts are seen nevertheless, and a weight that is replaced (``model.to(...)``) is not frozen.
         budget: seconds that the measurement may take, about; half of it more where a loop over frames is measured.
 
     Raises:
@@ -86,6 +91,7 @@ def optimize(
             for name, value in (("backend", backend), ("recompute", recompute)):
                 if value != getattr(module, name, value):
                     setattr(module, name, value)
+    (freeze if frozen else thaw)(model)
     if example_inputs is None and encoder == "auto":
         return model
     for module in model.modules():
@@ -117,6 +123,7 @@ def _check(backend: str, encoder: str, precision: str | None, example_inputs: An
 def revert(model: Model) -> Model:
     """Restores the original class of every module that ``optimize`` changed, in place, and returns the model."""
     check_model(model)
+    thaw(model)
     for module in model.modules():
         uninstall(module)
         if is_fast(module):
@@ -158,6 +165,8 @@ def explain(model: nn.Module, example_inputs: Any = None) -> str:
             f"  note:     calls under {tracer} ran as nn.LSTM's, by PyTorch's own operators"
             for tracer in sorted(stood_aside.get(module, ()))
         ]
+        if is_frozen(module):
+            lines.append("  note:     its weights are frozen: edits past autograd are not seen")
         if seen is None and module.backend == "auto":
             lines.append("  note:     the choice depends on T and B: pass example_inputs to see it for yours")
     return "\n".join([*lines, *describe(model)])

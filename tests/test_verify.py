@@ -48,13 +48,13 @@ def use_wrong(monkeypatch: pytest.MonkeyPatch, spoil: Any) -> None:
 
     wrong = replace(base, name="wrong", forward=forward)
     monkeypatch.setattr("cnnlstm_fast.recurrent.dispatch.BACKENDS", {"wrong": wrong, **BACKENDS})
-    cnnlstm_fast.recurrent.dispatch.cached_plan.cache_clear()
+    cnnlstm_fast.recurrent.dispatch.forget_plans()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_plans():
     yield
-    cnnlstm_fast.recurrent.dispatch.cached_plan.cache_clear()
+    cnnlstm_fast.recurrent.dispatch.forget_plans()
 
 
 def test_a_right_model_passes() -> None:

@@ -49,7 +49,7 @@ class Worker:
     def __init__(self, peer: Peer, make: Callable[..., Any] = build) -> None:
         self.peer, self._make = peer, make
         self.job: Runnable | None = None
-        self._call_s = 0.0
+        self._call_s = self._pause = 0.0
         self._synchronize = synchronizer("cpu")
 
     def prepare(self, case: Case, mode: str, dtype: str, device: str, results: str | None) -> dict[str, Any]:
@@ -60,6 +60,7 @@ class Worker:
             inputs and of a whole model.
         """
         self.job = None
+        self._pause = case.pause
         self._synchronize = synchronizer(device)
         inputs = self._make(case, DTYPES[dtype], device)
         peak = _gpu_peak() if device == "cuda" else _cpu_peak()
@@ -108,6 +109,7 @@ class Worker:
 
     def _time(self) -> float:
         assert self.job is not None
+        time.sleep(self._pause)
         return timed(self.job, self._synchronize)
 
     def _nan_memory(self) -> AbstractContextManager[None]:

@@ -86,6 +86,11 @@ class Row:
         """The lower bound / our median time: 1 is the machine's limit."""
         return self.lower_bound_s / self.ours.median_s if self.lower_bound_s and self.ours.median_s else None
 
+    @property
+    def limit_is_wrong(self) -> bool:
+        """Whether the call took less time than the machine's limit allows, beyond what its measurement scatters."""
+        return self.share is not None and self.share > 1.05
+
     @cached_property
     def best_peer(self) -> str | None:
         """The fastest of the peers that compute in the row's own precision, by the ratio to ours."""

@@ -74,6 +74,9 @@ def summary(record: Record) -> Iterator[str]:
         worst = min(shares, key=shares.__getitem__)
         mean = geometric_mean(list(shares.values()))
         yield f"share of the machine's limit: geometric mean {mean:.0%}, worst {shares[worst]:.0%} in {worst}"
+    for row in record.rows:
+        if row.limit_is_wrong:
+            yield f"[yellow]the limit of {row.name} is wrong: the call took {1 / row.share:.0%} of that time[/]"
     losses = record.losses()
     yield f"losses against the best peer: {len(losses)} of {sum(row.vs_best is not None for row in record.rows)} rows"
     for row in losses:

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from cnnlstm_fast import _native
 from cnnlstm_fast.timing import timed
@@ -27,10 +28,11 @@ class Roofline:
     """Measured peak rates; 0 for what was not measured or does not exist.
 
     Attributes:
-        gemm_f32, gemm_tf32, gemm_bf16, gemm_fp16: FLOP/s of ``torch.mm`` of large square matrices, the best of
-            several sizes and calls: what a good library reaches, somewhat below the data sheet. On a CPU with all
-            ``threads``, or the rate of one thread times ``threads`` where that is more: with other work on the
-            machine, threads that wait for each other reach a tenth of it.
+        gemm_f32, gemm_tf32, gemm_bf16, gemm_fp16: FLOP/s of products of large square matrices, the best of several
+            sizes and calls: what a good library reaches, somewhat below the data sheet. On a CPU the best of PyTorch's
+            libraries (MKL reaches less than half of the rate on AMD's processors) and, for float32, of a loop of
+            fused multiply-adds; with all ``threads``, or the rate of one thread times ``threads`` where that is more:
+            with other work on the machine, threads that wait for each other reach a tenth of it.
         threads: of a CPU, that PyTorch uses.
         l1_bytes, l2_bytes: of one core of a CPU, as the system reports them. ``l2_bytes`` is a GPU's whole L2.
         l3_bytes: of a CPU, as the system reports it. On a virtual machine it is that of the whole socket.
@@ -100,7 +102,7 @@ def _measure_cpu(seconds: float) -> Roofline:
     rates = accumulate((_read_rate(size, each) for size in sizes), max)
     read_dram, read_l3, read_l2, read_l1 = rates
     return Roofline(
-        gemm_f32=_gemm_rate_of_all(torch.float32, threads, each),
+        gemm_f32=max(_gemm_rate_of_all(torch.float32, threads, each), _fma_rate_of_all(threads, each / 4)),
         gemm_bf16=_gemm_rate_of_all(torch.bfloat16, threads, each),
         threads=threads,
         l1_bytes=l1,
@@ -195,21 +197,49 @@ def _one_thread() -> Iterator[None]:
 
 def _gemm_rate_of_all(dtype: torch.dtype, threads: int, seconds: float) -> float:
     """FLOP/s of a CPU, see ``Roofline``: with all threads, or extrapolated from one."""
-    together = _gemm_rate(dtype, "cpu", seconds / 2, _shortest_on_cpu)
-    with _one_thread():
-        return max(together, threads * _gemm_rate(dtype, "cpu", seconds / 2, _shortest_on_cpu))
+    best, libraries = 0.0, _cpu_products(dtype)
+    for product in libraries:
+        measure = partial(_gemm_rate, dtype, "cpu", seconds / 2 / len(libraries), _shortest_on_cpu, product)
+        best = max(best, measure())
+        with _one_thread():
+            best = max(best, threads * measure())
+    return best
+
+
+def _cpu_products(dtype: torch.dtype) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    """Products by each of PyTorch's libraries: for other dtypes than float32 ``torch.mm`` itself takes oneDNN."""
+    if dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return [torch.mm]
+
+    def onednn(a: Tensor, b: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # type: ignore[no-any-return]
+
+    return [torch.mm, onednn]
+
+
+def _fma_rate_of_all(threads: int, seconds: float) -> float:
+    """FLOP/s of fused multiply-adds of float32 in registers, the sum over all threads; 0 without the native part."""
+    if _native._C is None:
+        return 0.0
+    rate = _native._C.fma_rate
+    with ThreadPoolExecutor(threads) as pool:
+        return 1e9 * sum(pool.map(lambda _: rate(seconds), range(threads)))
 
 
 def _gemm_rate(
-    dtype: torch.dtype, device: str, seconds: float, shortest: Callable[[Callable[[], object], float], float]
+    dtype: torch.dtype,
+    device: str,
+    seconds: float,
+    shortest: Callable[[Callable[[], object], float], float],
+    product: Callable[[Tensor, Tensor], Tensor] = torch.mm,
 ) -> float:
-    """FLOP/s. The matrices grow until the overhead of a call is negligible."""
+    """FLOP/s. The matrices are square and grow until the overhead of a call is negligible."""
     generator = torch.Generator(device).manual_seed(0)
     best, taken, n = 0.0, 0.0, 256
     while taken < 5e-3 and n < 8192:
         n *= 2
         a, b = (torch.rand(n, n, generator=generator, device=device).to(dtype) for _ in range(2))
-        taken = shortest(partial(torch.mm, a, b), seconds / 4)
+        taken = shortest(partial(product, a, b), seconds / 4)
         best = max(best, 2 * n**3 / taken)
     return best
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ..recurrent import functional
+from ..recurrent.known_calls import admit_known_stack, run_known_stack
 
 _ZEROS = (torch.ops.aten.new_zeros, torch.ops.aten.zeros)
 
@@ -94,21 +95,43 @@ class LSTMCall:
         if self._dtype is not None:
             x = x.to(self._dtype)
             h0, c0 = (None if s is None else s.to(self._dtype) for s in (h0, c0))
+        results = self._run(x, h0, c0, weights, lengths, reset)
+        return results if self._dtype is None else tuple(t.to(outside) for t in results)
+
+    def _run(
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        two = self._place.bidirectional
+        simple = lengths is None and reset is None and not self._place.all_cells
+        if simple and (known := run_known_stack(self._backend, weights, x, h0, c0, two)) is not None:
+            return known
         H, P = weights[0].size(0) // 4, weights[1].size(1)
         bias = len(weights) > 2 and weights[2].dim() == 1
         each = 2 + 2 * bias + (P < H)
-        output, states, *cells = functional.lstm(
+        call = functional.canonicalise(
             x,
             None if h0 is None or c0 is None else (h0, c0),
             weights,
-            num_layers=len(weights) // (each * (2 if self._place.bidirectional else 1)),
+            num_layers=len(weights) // (each * (2 if two else 1)),
             bias=bias,
-            bidirectional=self._place.bidirectional,
+            bidirectional=two,
             proj_size=P if P < H else 0,
+            batch_first=False,
+            dropout=0.0,
             lengths=lengths,
             reset=reset,
             all_cells=self._place.all_cells,
             backend=self._backend,
+            recompute=False,
         )
-        results = (output, *states, *cells)
-        return results if self._dtype is None else tuple(t.to(outside) for t in results)
+        plan = functional.plan_of(call)
+        if simple:
+            admit_known_stack(self._backend, weights, x, h0, c0, two, plan.choice.backend.name)
+        output, states, *cells = functional.run(call, plan)
+        return (output, *states, *cells)

@@ -6,20 +6,20 @@ read once into one flat tuple, under which their result is cached.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .canonical import CallKey, TensorKey, check_hx, check_step
-from .dispatch import Plan, plan
+from .dispatch import Plan, cached, plan
 from .functional import States, autocast_dtype, autocast_to
+from .known_calls import admit_known
 from .ops import run_step
 
 
-def run(input: Tensor, hx: States | None, weights: list[Tensor], hidden_size: int, backend: str) -> States:
-    """Checks the call, chooses its backend and runs it.
+def run(layer: nn.Module, input: Tensor, hx: States | None, weights: list[Tensor]) -> States:
+    """Checks a call of a fast LSTMCell, chooses its backend and runs it.
 
     Args:
         input: (B, I) or (I,).
@@ -29,9 +29,13 @@ def run(input: Tensor, hx: States | None, weights: list[Tensor], hidden_size: in
     Returns:
         The next h and c, like hx.
     """
-    x, h, c = _batched(input, hx, hidden_size)
-    facts = _facts(x, h, c, weights, backend)
-    spec, choice = (_plan if torch.compiler.is_compiling() else _cached_plan)(*facts)
+    cell: Any = layer
+    x, h, c = _batched(input, hx, cell.hidden_size)
+    facts = _facts(x, h, c, weights, cell.backend)
+    tracing = torch.compiler.is_compiling()
+    spec, choice = (_plan if tracing else _cached_plan)(*facts)
+    if not tracing:
+        admit_known(layer, input, hx, choice.backend.name)
     if choice.backend.step is not None:
         h, c = choice.backend.step(x, (h, c), *weights)
     elif spec.autocast:
@@ -113,4 +117,4 @@ def _plan(*facts: Any) -> Plan:
     return plan(_key(*facts))
 
 
-_cached_plan = lru_cache(maxsize=4096)(_plan)
+_cached_plan = cached(_plan)

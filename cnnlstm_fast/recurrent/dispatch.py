@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from .backends import BACKENDS, Backend
 from .canonical import CallKey, LSTMSpec, validate
+from .known_calls import forget_known
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Choice(NamedTuple):
@@ -79,4 +83,21 @@ def plan(key: CallKey) -> Plan:
     return Plan(spec, select(spec, key.backend))
 
 
-cached_plan = lru_cache(maxsize=4096)(plan)
+_caches: list[Any] = []
+
+
+def cached(plan_of: Function) -> Function:
+    """Keeps the plans that a function has made, until ``forget_plans()``."""
+    kept = lru_cache(maxsize=4096)(plan_of)
+    _caches.append(kept)
+    return cast(Function, kept)
+
+
+def forget_plans() -> None:
+    """Has every later call choose its backend anew."""
+    for kept in _caches:
+        kept.cache_clear()
+    forget_known()
+
+
+cached_plan = cached(plan)

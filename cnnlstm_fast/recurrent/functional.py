@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .. import _native
 from .canonical import (
     CallKey,
     LSTMSpec,
@@ -94,7 +95,7 @@ def lstm(
         backend,
         recompute,
     )
-    return run(call)
+    return run(call, plan_of(call))
 
 
 class Layout(NamedTuple):
@@ -192,10 +193,14 @@ def canonicalise(
     return Call(key, x, hx, weights, batch_sizes, lengths, reset, layout)
 
 
-def run(call: Call) -> tuple[Any, ...]:
-    """Checks the call, chooses its backend, runs it, and restores the caller's layout."""
+def plan_of(call: Call) -> Plan:
+    """Checks the call and chooses its backend."""
+    return plan(call.key) if call.key.tracing else cached_plan(call.key)
+
+
+def run(call: Call, made: Plan) -> tuple[Any, ...]:
+    """Runs the call by its plan, and restores the caller's layout."""
     key, layout = call.key, call.layout
-    made = plan(key) if key.tracing else cached_plan(key)
     if call.lengths is not None:
         check_length_values(call.lengths, call.x.size(0))
     output: Any
@@ -276,7 +281,17 @@ def _autocast(
     def cast(t: Tensor) -> Tensor:
         return t.to(autocast_to(dtype, t.dtype))
 
-    return cast(x), None if hx is None else (cast(hx[0]), cast(hx[1])), [cast(w) for w in weights]
+    hx = None if hx is None else (cast(hx[0]), cast(hx[1]))
+    if _native.available and not torch.compiler.is_compiling() and _without_gradient(weights):
+        # kept from call to call: a copy that is new in every call would also be packed anew
+        return cast(x), hx, torch.ops.cnnlstm_fast.cast_weights(weights, dtype)
+    return cast(x), hx, [cast(w) for w in weights]
+
+
+def _without_gradient(weights: list[Tensor]) -> bool:
+    return all([w.dtype != torch.float64 for w in weights]) and not (
+        torch.is_grad_enabled() and any([w.requires_grad for w in weights])
+    )
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

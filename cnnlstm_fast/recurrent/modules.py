@@ -6,12 +6,14 @@ from __future__ import annotations
 import types
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import cell, functional
 from .canonical import CallKey
 from .class_swap import FastClass, swap_class
+from .known_calls import admit_known, run_known
 from .tracers import run_as_pytorch, tracer_of
 
 States = tuple[Tensor, Tensor]
@@ -36,6 +38,9 @@ class _FastForward:
     ) -> tuple[Any, ...]:
         """As nn.LSTM's; ``lengths``, ``reset``, ``all_cells`` and the results: see ``functional.lstm``. Under a tracer
         (``tracers.py``) it is nn.LSTM's."""
+        plain = lengths is None and reset is None and not all_cells and not torch.compiler.is_compiling()
+        if plain and (known := run_known(self, input, hx)) is not None:
+            return known
         if (tracer := tracer_of(input)) is not None:
             if lengths is not None or reset is not None or all_cells:
                 raise RuntimeError(
@@ -45,7 +50,11 @@ class _FastForward:
             weights = self._weights()
             named = dict(zip(m._flat_weights_names, weights, strict=True))
             return run_as_pytorch(m, nn.LSTM, tracer, input, hx, {**named, "_flat_weights": weights})
-        return functional.run(self.call(input, hx, lengths=lengths, reset=reset, all_cells=all_cells))
+        call = self.call(input, hx, lengths=lengths, reset=reset, all_cells=all_cells)
+        plan = functional.plan_of(call)
+        if plain:
+            admit_known(self, input, hx, plan.choice.backend.name)
+        return functional.run(call, plan)
 
     def key(self, *args: Any, **kwargs: Any) -> CallKey:
         """What the backend of ``forward`` on these arguments depends on."""
@@ -100,10 +109,12 @@ class _FastStep:
         """As nn.LSTMCell's: input (B, I) and hx, a pair (h, c) of (B, H), or all of them without B; returns the next
         (h, c)."""
         m: Any = self
+        if not torch.compiler.is_compiling() and (known := run_known(self, input, hx)) is not None:
+            return known
         if (tracer := tracer_of(input)) is not None:
             weights = dict(zip(_CELL_WEIGHTS, self._weights(), strict=False))  # perhaps without biases
             return run_as_pytorch(m, nn.LSTMCell, tracer, input, hx, weights)
-        return cell.run(input, hx, self._weights(), m.hidden_size, m.backend)
+        return cell.run(m, input, hx, self._weights())
 
     def key(self, input: Tensor, hx: States | None = None) -> CallKey:
         """What the backend of ``forward`` on these arguments depends on."""

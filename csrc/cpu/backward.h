@@ -210,8 +210,8 @@ void backward_direction(const BackwardLayer& layer, const BackwardDirection& d,
     // A tile must not contain both sequences that continue after t and sequences that end there.
     const int64_t first = partition.row_begin, end = of_thread(seq.active[t]);
     const int64_t ending = of_thread(d.reverse ? (t == 0 ? 0 : seq.active[t]) : seq.active[t + 1]);
-    const bool use_microkernel =
-        layer.microkernel.multiply != nullptr && 4 * H % kMicrokernelTile == 0 && ending > first;
+    const bool use_microkernel = layer.microkernel.multiply != nullptr && 4 * H % kMicrokernelTile == 0 &&
+                                 ending - first >= kMicrokernelMinRows;
     const BackwardStep<T> now{layer, d, scratch, t,
                               use_microkernel ? scratch.products + partition.rank * seq.B * 4 * W : nullptr};
     blocks(scratch.gate_blocks, [&](int64_t b) {

@@ -93,7 +93,7 @@ bool outgrows_cache(const ForwardScratch<T, Operand>& scratch, const ThreadParti
 }
 
 // Products of fewer quantized rows or bytes are faster without the micro-kernel.
-constexpr int64_t kMicrokernelMinRows = 8, kMicrokernelMinBytes = 1 << 13;
+constexpr int64_t kInt8MicrokernelMinRows = 8, kInt8MicrokernelMinBytes = 1 << 13;
 
 // Whether the micro-kernel multiplies `rows` rows, `stride` elements apart, with these panels.
 template <class Operand>
@@ -101,10 +101,10 @@ bool uses_microkernel(const ForwardLayer& layer, const float* panels, int64_t st
   if constexpr (kQuantized<Operand>) {
     const int64_t bytes = stride - quantized_bytes(0);
     return layer.microkernel.multiply_int8 != nullptr && bytes % (2 * kMicrokernelTile) == 0 &&
-           rows >= kMicrokernelMinRows && rows * bytes >= kMicrokernelMinBytes;
+           rows >= kInt8MicrokernelMinRows && rows * bytes >= kInt8MicrokernelMinBytes;
   }
   return layer.microkernel.multiply != nullptr && panels != nullptr && stride % kMicrokernelTile == 0 &&
-         rows > 0;
+         rows >= kMicrokernelMinRows;
 }
 
 // C (M, 4W) += A (M, K) times the panel.

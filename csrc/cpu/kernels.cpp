@@ -23,8 +23,9 @@ bool should_pack_input(const ForwardLayer& layer, int64_t rows) {
 bool should_pack_gates(const ForwardLayer& layer) {
   const int64_t passes = layer.seq.T * ((layer.seq.B + kRowsPerPass - 1) / kRowsPerPass);
   // With few rows the micro-kernel is not faster than the other products.
-  if (layer.microkernel.multiply != nullptr) {
-    return passes >= (layer.seq.B >= 8 ? 4 : layer.H * layer.P <= 1 << 16 ? 8 : 16);
+  if (layer.microkernel.multiply != nullptr && layer.seq.B >= kMicrokernelMinRows) {
+    if (layer.seq.B >= 8) return layer.keeps_panels || passes >= 4;
+    return passes >= (layer.H * layer.P <= 1 << 16 ? 8 : 16);
   }
   return passes >= min_uses_to_pack(layer.H, layer.P);
 }

@@ -45,6 +45,11 @@ struct GemmMicrokernel {
 // as many bytes.
 constexpr int64_t kMicrokernelTile = 32;
 
+// A single row of bf16 is multiplied without the micro-kernel, which takes as long for one row as for four.
+// The two are alike where AMX runs at its full speed, and it may run at a third of it for seconds
+// (docs/notes/cpu.md).
+constexpr int64_t kMicrokernelMinRows = 2;
+
 // Stride in bytes of quantized rows: K bytes, padded to words, and their scale (quantize.h).
 constexpr int64_t quantized_bytes(int64_t K) { return (K + 3) / 4 * 4 + 4; }
 
@@ -74,6 +79,7 @@ struct ForwardDirection {
 
 struct ForwardLayer {
   Sequences seq;
+  bool keeps_panels;          // what is packed for this call will be kept for the next ones
   bool input_product_has_h0;  // T = 1 only: input_product includes h0 times w_hh^T
   // input_rows x (I), rows `input_stride` elements apart, which is even for bf16; elements from I to
   // input_stride are zero. For int8 kernels quantized rows, and I <= kMaxQuantizedLength.

@@ -10,6 +10,7 @@
 
 #include "cpu/threads.h"
 #include "operators_schema.h"
+#include "torch/cpu/gemm.h"
 #include "torch/cpu/lstm.h"
 #include "torch/cpu/microkernel.h"
 #include "torch/cpu/prepacked.h"
@@ -99,8 +100,15 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
     m.def(schema.insert(schema.find('('), "_python").c_str());
   }
   m.def("prepacked_bytes() -> int", &prepacked_bytes);
+  m.def("clear_prepacked() -> ()", &clear_prepacked);
+  m.def("freeze(Tensor[] weights) -> ()", &freeze);
+  m.def("thaw(Tensor[] weights) -> ()", &thaw);
+  m.def("is_frozen(Tensor weight) -> bool", &is_frozen);
+  m.def("cast_weights(Tensor[] weights, ScalarType dtype) -> Tensor[]", &cast_weights);
   m.def("microkernel_uses() -> int", &microkernel_uses);
   m.def("is_forked_child() -> bool", &is_forked_child);
+  m.def("gemm_library(bool transposed) -> str", &gemm_library);
+  m.def("set_gemm_library(str name) -> ()", &set_gemm_library);
 }
 
 TORCH_LIBRARY_IMPL(cnnlstm_fast, CPU, m) {

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from bench.cases import Case
-from bench.report import page, plots
+from bench.report import page, plots, screen
 from bench.report.record import OURS, PYTORCH, Measurement, Record, Row
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -190,6 +190,15 @@ def test_without_peers() -> None:
     assert [
         section.title for section in plots.sections(make_record(make_row(BASE, measured(OURS, 1e-3))))
     ] == ["Share of the machine's limit"]
+
+
+def test_a_call_beyond_the_limit_is_told_as_a_fault_of_the_limit() -> None:
+    usual, beyond = measured(OURS, 1e-3), measured(OURS, 3.7e-4)
+    record = make_record(make_row(BASE, usual), make_row(replace(BASE, name="beyond"), beyond))
+    said = "\n".join(screen.summary(record))
+    assert "the limit of beyond inference f32 is wrong" in said and "limit of base" not in said
+    assert "108.1 % in beyond inference f32: its limit is wrong" in words(page.render(record))
+    assert "wrong" not in words(page.render(make_record(make_row(BASE, measured(OURS, 3.9e-4)))))
 
 
 def test_what_was_not_measured_is_a_dash() -> None:

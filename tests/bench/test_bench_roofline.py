@@ -13,6 +13,7 @@ import torch
 
 from bench.cases import CASES, MODES, Case, calls
 from bench.measure.jobs import build, pytorch_job
+from bench.roofline import peaks
 from bench.roofline.lower_bound import lower_bound, sequence_lengths
 from bench.roofline.peaks import Roofline, measure
 from cnnlstm_fast import _native
@@ -53,6 +54,26 @@ def on_cpu(work: Case, mode: str = "inference", dtype: str = "f32", roofline: Ro
 
 def on_gpu(work: Case, mode: str = "inference", dtype: str = "bf16", roofline: Roofline = GPU) -> Any:
     return lower_bound(work, mode, dtype, roofline, "cuda")
+
+
+def test_the_rate_of_products_is_the_best_of_the_libraries_and_of_plain_arithmetic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rate(product: Any, n: int) -> float:
+        return {"mm": 3e9, "onednn": 4e9}[product.__name__]
+
+    def gemm_rate(dtype: Any, device: str, seconds: float, shortest: Any, product: Any) -> float:
+        return rate(product, torch.get_num_threads())
+
+    monkeypatch.setattr(peaks, "_gemm_rate", gemm_rate)
+    monkeypatch.setattr(peaks, "_fma_rate_of_all", lambda threads, seconds: 5e9)
+    monkeypatch.setattr(peaks, "_read_rate", lambda size, seconds: 1.0)
+    threads = torch.get_num_threads()
+    assert peaks._gemm_rate_of_all(torch.float32, 2, 0.1) == 8e9  # of one thread, twice
+    assert measure("cpu", 0.1).gemm_f32 == max(threads * 4e9, 5e9)
+    assert peaks._gemm_rate_of_all(torch.bfloat16, 2, 0.1) == 6e9
+    monkeypatch.setattr(peaks, "_fma_rate_of_all", lambda threads, seconds: 5e10)
+    assert measure("cpu", 0.1).gemm_f32 == 5e10
 
 
 def test_a_speaker_model_on_a_server() -> None:

@@ -97,6 +97,23 @@ def test_a_row(case: Case, mode: str, dtype: str) -> None:
     assert row.vs_pytorch.low <= row.vs_pytorch.value <= row.vs_pytorch.high
 
 
+def test_a_stream_pauses_before_every_call_and_the_pause_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: order.append(f"sleep {seconds}"))
+
+    def timed(job: Callable[[], Any], synchronize: Callable[[], None]) -> float:
+        order.append("call")
+        return 1.0
+
+    monkeypatch.setattr(worker, "timed", timed)
+    serving = worker.Worker(candidate(OURS))
+    serving.prepare(replace(SMALL, pause=0.5), "inference", "f32", "cpu", None)
+    serving.turn(1e-4)
+    assert len(order) >= 6 and order == ["sleep 0.5", "call"] * (len(order) // 2)
+
+
 def test_what_pytorch_cannot_run_is_measured_alone() -> None:
     row = measure(Call(replace(SMALL, T=0, states=True), "inference", "f32"))
     assert set(row.measured) == {OURS} and row.candidates[PYTORCH].status == "unsupported"

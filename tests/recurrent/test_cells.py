@@ -20,6 +20,7 @@ import cnnlstm_fast
 from cnnlstm_fast import BACKENDS, explain, optimize, revert, verify
 from cnnlstm_fast.contract import bound, relative_error
 from cnnlstm_fast.recurrent import cell as steps
+from cnnlstm_fast.recurrent import dispatch
 from cnnlstm_fast.recurrent.backends import measured
 from cnnlstm_fast.recurrent.backends.base import MeasuredSpeed
 from cnnlstm_fast.recurrent.canonical import LSTMSpec, validate
@@ -565,9 +566,9 @@ def slow_in_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return MeasuredSpeed(spec.grad, "as planted")
 
     monkeypatch.setattr("cnnlstm_fast.recurrent.backends.measured.measured_speed", speed)
-    steps._cached_plan.cache_clear()
+    dispatch.forget_plans()
     yield
-    steps._cached_plan.cache_clear()
+    dispatch.forget_plans()
 
 
 def test_auto_trains_with_pytorchs_own_cell_where_that_is_faster(slow_in_training: None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
+import multiprocessing
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -110,11 +111,11 @@ def _step(weight: Tensor, elements: Tensor) -> None:
 def _large_layer(backend: str) -> tuple[cnnlstm_fast.LSTM, Tensor]:
     """Weights of 32 chunks each, which two threads read, and enough rows that both are kept packed."""
     layer, x = cnnlstm_fast.LSTM(256, 256, backend=backend).eval(), torch.randn(30, 2, 256)
-    before = torch.ops.cnnlstm_fast.prepacked_bytes()
+    cnnlstm_fast.clear_cache()
     with torch.no_grad():
         for _ in range(CALLS):
             layer(x)
-    assert torch.ops.cnnlstm_fast.prepacked_bytes() - before >= (layer.weight_hh_l0.nbytes // 4) * 2
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() >= (layer.weight_hh_l0.nbytes // 4) * 2
     return layer, x
 
 
@@ -230,18 +231,81 @@ def test_inference_tensors_and_slices_of_one_buffer() -> None:
 
 
 def test_what_is_kept_goes_with_the_weights_and_training_keeps_nothing() -> None:
-    gc.collect()
-    before = torch.ops.cnnlstm_fast.prepacked_bytes()
+    cnnlstm_fast.clear_cache()
     layer = _layer(H=64, I=32)
     for _ in range(CALLS):
         layer.train()(torch.randn(4, 2, 32))[0].sum().backward()
-    assert torch.ops.cnnlstm_fast.prepacked_bytes() == before
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == 0
     for _ in range(CALLS):
         _check(layer.eval())
-    kept = torch.ops.cnnlstm_fast.prepacked_bytes() - before
-    assert kept == 4 * (layer.weight_ih_l0.numel() + layer.weight_hh_l0.numel())
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == 4 * (
+        layer.weight_ih_l0.numel() + layer.weight_hh_l0.numel()
+    )
     del layer
-    assert torch.ops.cnnlstm_fast.prepacked_bytes() == before
+    _check(_layer(H=64, I=32))  # a call of weights that it does not know
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == 0
+
+
+def test_what_is_kept_of_deleted_weights_goes_while_other_calls_go_on() -> None:
+    cnnlstm_fast.clear_cache()
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == 0
+    deleted, other = _layer(H=64), _layer(H=32)
+    for layer in (deleted, other):
+        for _ in range(CALLS):
+            _check(layer)
+    of_other = 4 * (other.weight_ih_l0.numel() + other.weight_hh_l0.numel())
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() > of_other
+    del deleted, layer
+    for _ in range(32):
+        _check(other)
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == of_other
+    cnnlstm_fast.clear_cache()
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == 0
+    for _ in range(CALLS):
+        _check(other)
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == of_other
+
+
+def _answer_from_a_child(layer: nn.Module, x: Tensor, queue: Any) -> None:
+    kept = [torch.ops.cnnlstm_fast.prepacked_bytes()]
+    with torch.no_grad():
+        outputs = [layer(x)[0].numpy() for _ in range(CALLS)]
+    queue.put((outputs, [*kept, torch.ops.cnnlstm_fast.prepacked_bytes()]))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_packs_for_itself_whatever_the_parent_was_doing() -> None:
+    """Another thread of the parent calls all the time, so that it holds the parent's mutex at some of the forks."""
+    layer, x = _layer(H=64, I=32), torch.randn(30, 2, 32)
+    with torch.no_grad():
+        want = layer(x)[0]
+    done = threading.Event()
+
+    def call() -> None:
+        with torch.no_grad():
+            while not done.is_set():
+                layer(x)
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    context = multiprocessing.get_context("fork")
+    try:
+        for _ in range(8):
+            queue = context.SimpleQueue()
+            child = context.Process(target=_answer_from_a_child, args=(layer, x, queue))
+            child.start()
+            try:
+                assert queue._reader.poll(30), "the child hangs"
+                outputs, (before, after) = queue.get()
+            finally:
+                child.join(5)
+                child.kill()
+            assert before == 0 and after == 4 * (layer.weight_ih_l0.numel() + layer.weight_hh_l0.numel())
+            for output in outputs:
+                torch.testing.assert_close(torch.from_numpy(output), want)
+    finally:
+        done.set()
+        calling.join()
 
 
 def test_several_callers_at_once() -> None:

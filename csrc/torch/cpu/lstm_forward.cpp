@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "torch/cpu/cpu_call.h"
+#include "torch/cpu/gemm.h"
 #include "torch/cpu/lstm.h"
 #include "torch/cpu/microkernel.h"
 #include "torch/cpu/prepacked.h"
@@ -57,22 +58,16 @@ bool hoists_input(const CpuCall& call, const ForwardLayer& layer, const Kernels&
 
 // Cached panels of w_ih and w_hh for each layer and direction in turn, undefined where the kernel gets none.
 std::vector<at::Tensor> prepacked_panels(const CpuCall& call, ForwardLayer layer, const Kernels& kernel) {
-  std::vector<at::Tensor> panels(2 * call.L * call.D), weights;
-  std::vector<int64_t> places;
+  const bool always = kernel.quantize_rows != nullptr;
+  std::vector<WantedPanels> wanted(2 * call.L * call.D);
   for (int64_t state = 0; state < call.L * call.D; ++state) {
-    layer.I = state < call.D ? call.I : call.D * call.P;
-    const bool always = kernel.quantize_rows != nullptr;
-    if (always || (!hoists_input(call, layer, kernel) && should_pack_input(layer, call.T * call.B)))
-      places.push_back(2 * state);
-    if (always || should_pack_gates(layer)) places.push_back(2 * state + 1);
+    const int64_t l = state / call.D, d = state % call.D;
+    layer.I = l == 0 ? call.I : call.D * call.P;
+    if (!hoists_input(call, layer, kernel))
+      wanted[2 * state] = {call.w_ih(l, d), always || should_pack_input(layer, call.T * call.B)};
+    wanted[2 * state + 1] = {call.w_hh(l, d), always || should_pack_gates(layer)};
   }
-  for (int64_t place : places) {
-    const int64_t l = place / 2 / call.D, d = place / 2 % call.D;
-    weights.push_back(place % 2 == 0 ? call.w_ih(l, d) : call.w_hh(l, d));
-  }
-  std::vector<at::Tensor> found = prepacked(weights, kernel);
-  for (size_t i = 0; i < places.size(); ++i) panels[places[i]] = std::move(found[i]);
-  return panels;
+  return prepacked(wanted, kernel);
 }
 
 void check_int8(const CpuCall& call, at::ScalarType dtype, bool for_backward) {
@@ -116,10 +111,10 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
   layer.P = call.P;
   layer.D = int(call.D);
   layer.threads = call.threads;
+  layer.keeps_panels = !for_backward;  // in training the weights change from call to call
   layer.microkernel = int8 ? int8_microkernel() : bf16_microkernel(input.scalar_type());
   std::vector<at::Tensor> panels(2 * call.L * call.D);
-  // In training the weights change from call to call.
-  if (!for_backward) panels = prepacked_panels(call, layer, kernel);
+  if (layer.keeps_panels) panels = prepacked_panels(call, layer, kernel);
   layer.I = call.I;
   // The micro-kernel, a GEMM and quantized rows need evenly spaced rows, other products do not.
   const bool evenly_spaced =
@@ -137,7 +132,7 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
     layer.I = l == 0 ? call.I : width;
     const bool hoists = hoists_input(call, layer, kernel);
     layer.input_product_has_h0 = hoists && call.T == 1 && !call.ragged && call.seq.reset == nullptr;
-    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], product[2];
+    at::Tensor w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2], products[2];
     for (int64_t d = 0; d < call.D; ++d) {
       const int64_t state = l * call.D + d;
       w_ih[d] = call.w_ih(l, d).contiguous();
@@ -147,9 +142,9 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
       ForwardDirection& to = layer.direction[d];
       to.reverse = d == 1;
       to.w_ih = w_ih[d].const_data_ptr();
-      if (hoists) product[d] = at::mm(x, w_ih[d].t());
-      if (layer.input_product_has_h0) product[d].addmm_(first_h.select(0, state), w_hh[d].t());
-      to.input_product = hoists ? product[d].const_data_ptr<float>() : nullptr;
+      if (hoists) products[d] = product(x, w_ih[d].t());
+      if (layer.input_product_has_h0) add_product(products[d], first_h.select(0, state), w_hh[d].t());
+      to.input_product = hoists ? products[d].const_data_ptr<float>() : nullptr;
       to.b_ih = data_or_null(b_ih[d]);
       to.b_hh = data_or_null(b_hh[d]);
       to.w_hh = w_hh[d].const_data_ptr();

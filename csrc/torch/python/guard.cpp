@@ -7,11 +7,13 @@
 #include <cstddef>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "torch/python/call_state.h"
 #include "torch/python/gate.h"
 #include "torch/python/idle_team.h"
+#include "torch/python/known_calls.h"
 #include "torch/python/pattern.h"
 #include "torch/python/snapshot.h"
 
@@ -27,6 +29,8 @@ PyObject* with_python_errors(Body body) {
     error.restore();
   } catch (const py::builtin_exception& error) {
     error.set_error();
+  } catch (const c10::Error& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
@@ -258,7 +262,70 @@ PyObject* end_idle_team(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
+PyObject* run_known(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_python_errors([&]() -> PyObject* {
+    if (count != 3) throw py::type_error("run_known takes a layer, its input and hx");
+    PyObject* result = cnnlstm::known_calls::run(args[0], args[1], args[2]);
+    return result == nullptr && !PyErr_Occurred() ? Py_NewRef(Py_None) : result;
+  });
+}
+
+PyObject* admit_known(PyObject*, PyObject* args) {
+  PyObject *layer, *input, *hx;
+  const char* backend;
+  if (!PyArg_ParseTuple(args, "OOOs:admit_known", &layer, &input, &hx, &backend)) return nullptr;
+  return with_python_errors([&] {
+    cnnlstm::known_calls::admit(layer, input, hx, backend);
+    return Py_NewRef(Py_None);
+  });
+}
+
+std::optional<cnnlstm::known_calls::Stack> stack_of(PyObject* const* args, Py_ssize_t count) {
+  if (count < 6 || !PyBool_Check(args[5])) return std::nullopt;
+  return cnnlstm::known_calls::Stack{args[0], args[1], args[2], args[3], args[4], args[5] == Py_True};
+}
+
+PyObject* run_known_stack(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_python_errors([&]() -> PyObject* {
+    const auto stack = stack_of(args, count);
+    if (!stack || count != 6) throw py::type_error("run_known_stack takes six arguments, see its docstring");
+    PyObject* result = cnnlstm::known_calls::run(*stack);
+    return result == nullptr && !PyErr_Occurred() ? Py_NewRef(Py_None) : result;
+  });
+}
+
+PyObject* admit_known_stack(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_python_errors([&] {
+    const auto stack = stack_of(args, count);
+    if (!stack || count != 7) throw py::type_error("admit_known_stack takes seven arguments");
+    cnnlstm::known_calls::admit(*stack, py::handle(args[6]).cast<std::string>());
+    return Py_NewRef(Py_None);
+  });
+}
+
+PyObject* forget_known(PyObject*, PyObject*) {
+  cnnlstm::known_calls::forget();
+  Py_RETURN_NONE;
+}
+
 PyMethodDef functions[] = {
+    {"run_known", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run_known)), METH_FASTCALL,
+     "run_known(layer, input, hx, /)\n--\n\n"
+     "The result of layer(input, hx), a fast LSTM or a fast LSTMCell, if a call of its kind and sizes was "
+     "admitted\n"
+     "and nothing but the operator itself takes part in it; else None. Runs no Python code."},
+    {"admit_known", admit_known, METH_VARARGS,
+     "admit_known(layer, input, hx, backend, /)\n--\n\n"
+     "From now on run_known answers calls like this one by a compiled CPU backend, where it can."},
+    {"run_known_stack", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run_known_stack)),
+     METH_FASTCALL,
+     "run_known_stack(backend, weights, input, h0, c0, bidirectional, /)\n--\n\n"
+     "run_known for a call of functional.lstm with an input (T, B, I): (output, h_n, c_n), or None."},
+    {"admit_known_stack", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(admit_known_stack)),
+     METH_FASTCALL,
+     "admit_known_stack(backend, weights, input, h0, c0, bidirectional, chosen, /)\n--\n\n"
+     "admit_known for such a call, which the backend `chosen` runs."},
+    {"forget_known", forget_known, METH_NOARGS, "forget_known()\n--\n\nForgets what was admitted."},
     {"plain_call", plain_call, METH_O,
      "plain_call(args, /)\n--\n\n"
      "Whether nothing but the operators themselves takes part in a call with these arguments, a tuple.\n\n"
