@@ -61,6 +61,12 @@ _C, reason = _load()
 available: bool = reason is None
 
 
+def is_forked_child() -> bool:
+    """Whether this process was forked from one that had loaded the compiled part. OpenMP's threads do not exist in it,
+    and libgomp would wait for them."""
+    return available and torch.ops.cnnlstm_fast.is_forked_child()
+
+
 def facts() -> dict[str, Any]:
     """What was built and what this machine has.
 

@@ -75,6 +75,8 @@ def info() -> str:
         caches = ", ".join(f"{level} {size >> 10} KB" for level, size in cpu["cache_bytes"].items())
         rows.append(("CPU", f"{cpu['name']}, {cpu['cores']} cores, {caches}"))
         rows.append(("kernels", f"{cpu['active_isa']} (this machine runs {', '.join(cpu['isas'])})"))
+    if _native.is_forked_child():
+        rows.append(("threads", "1 for LSTMs: this process was forked from one that had loaded the package"))
     if facts["available"]:
         libraries = {torch.ops.cnnlstm_fast.gemm_library(transposed) for transposed in (False, True)}
         rows.append(("products", f"float32 by {' and '.join(sorted(libraries))}, as measured now"))

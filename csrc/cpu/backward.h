@@ -267,7 +267,7 @@ size_t backward_workspace(const BackwardLayer& layer) {
 
 template <class T>
 void backward(const BackwardLayer& layer) {
-  run_partitioned(layer, 4 * layer.H * layer.P * int64_t(sizeof(T)),
+  run_partitioned(layer, ceil_div(layer.H, 4 * W), 4 * layer.H * layer.P * int64_t(sizeof(T)),
                   [](const BackwardLayer& layer, int direction, const ThreadPartition& partition) {
                     Arena arena(layer.workspace);
                     const BackwardScratch<T> first(arena, layer, layer.direction[0]);

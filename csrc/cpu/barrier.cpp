@@ -32,7 +32,9 @@ void Barrier::wait(int size) {
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
     arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
+    // notify_all() wakes nobody where it reads that nobody sleeps. That must not be read before the new phase
+    // is visible, as after a release store it may: a thread that goes to sleep in between would never wake.
+    phase_.store(phase + 1, std::memory_order_seq_cst);
     phase_.notify_all();
     return;
   }

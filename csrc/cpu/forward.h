@@ -89,7 +89,7 @@ struct ForwardScratch {
 template <class T, class Operand>
 bool outgrows_cache(const ForwardScratch<T, Operand>& scratch, const ThreadPartition& partition) {
   const int64_t blocks = partition.panel_end(scratch.blocks) - partition.panel_begin(scratch.blocks);
-  return blocks * (scratch.input_panel + scratch.gate_panel) * int64_t(sizeof(float)) > kCacheBytes;
+  return blocks * (scratch.input_panel + scratch.gate_panel) * int64_t(sizeof(float)) > weight_cache_bytes();
 }
 
 // Products of fewer quantized rows or bytes are faster without the micro-kernel.
@@ -517,7 +517,7 @@ size_t forward_workspace(const ForwardLayer& layer) {
 
 template <class T, class Operand = T>
 void forward(const ForwardLayer& layer) {
-  run_partitioned(layer, 4 * layer.H * layer.P * int64_t(sizeof(Operand)),
+  run_partitioned(layer, ceil_div(layer.H, W), 4 * layer.H * layer.P * int64_t(sizeof(Operand)),
                   [](const ForwardLayer& layer, int direction, const ThreadPartition& partition) {
                     Arena arena(layer.workspace);
                     const ForwardScratch<T, Operand> first(arena, layer, layer.direction[0]);

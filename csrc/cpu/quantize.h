@@ -6,8 +6,8 @@
 // integers: the corrections that cancel what the offset of the other factor adds to each sum.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/panels.h"
@@ -44,9 +44,12 @@ CNNLSTM_INLINE int32_t largest_lane(vi x) {
   return x[0];
 }
 
-// Writes quantized_bytes(K) bytes.
+struct RowScale {
+  float scale, inverse;
+};
+
 template <class T>
-void quantize_row(uint8_t* to, const T* from, int64_t K) {
+RowScale scale_of(const T* from, int64_t K) {
   vi largest{};  // compares bits, whose order is that of non-negative floats, then infinity, then NaN
   for (int64_t k = 0; k < K; k += W) {
     const vi bits = (vi)load(from + k, K - k) & 0x7fffffff;
@@ -55,15 +58,27 @@ void quantize_row(uint8_t* to, const T* from, int64_t K) {
   const int32_t bits = largest_lane(largest);
   float max_abs;
   std::memcpy(&max_abs, &bits, 4);
-  const float scale = max_abs / 127.0f + (max_abs - max_abs);  // NaN where max_abs is not finite
-  float inverse = 127.0f / max_abs;
-  inverse = inverse <= __FLT_MAX__ ? inverse : 0.0f;
+  const float inverse = 127.0f / max_abs;
+  return {max_abs / 127.0f + (max_abs - max_abs),  // NaN where max_abs is not finite
+          inverse <= __FLT_MAX__ ? inverse : 0.0f};
+}
+
+// Writes words<uint8_t>(K) words.
+template <class T>
+void quantize_words(uint8_t* to, const T* from, int64_t K, float inverse) {
   const int64_t bytes = 4 * words<uint8_t>(K);
   for (int64_t k = 0; k < bytes; k += W) {
     const vb q = __builtin_convertvector(round(load(from + k, K - k) * inverse) + 128, vb);
     std::memcpy(to + k, &q, bytes - k < W ? bytes - k : W);
   }
-  std::memcpy(to + bytes, &scale, 4);
+}
+
+// Writes quantized_bytes(K) bytes.
+template <class T>
+void quantize_row(uint8_t* to, const T* from, int64_t K) {
+  const RowScale row = scale_of(from, K);
+  quantize_words(to, from, K, row.inverse);
+  std::memcpy(to + 4 * words<uint8_t>(K), &row.scale, 4);
 }
 
 // acc + the sum of the four products of each word, the bytes of w signed and those of x unsigned.
@@ -159,15 +174,28 @@ inline void add_sums(float* to, int64_t ldt, const int32_t* sums, const float* p
 // Block b of the gates' weights w (4H, K), quantized.
 template <class T>
 void pack_quantized(float* panel, const T* w, int64_t H, int64_t K, int64_t b) {
-  const int64_t n = words<uint8_t>(K), first = b * W, count = H - first < W ? H - first : W;
-  std::vector<float> rows(4 * W * (n + 1));
+  const int64_t n = words<uint8_t>(K), first = b * W, count = std::min<int64_t>(H - first, W);
+  float scales[4 * W]{}, inverses[4 * W];
   for (int v = 0; v < 4; ++v) {
     for (int64_t i = 0; i < count; ++i) {
-      quantize_row(reinterpret_cast<uint8_t*>(rows.data() + (v * W + i) * (n + 1)),
-                   w + (v * H + first + i) * K, K);
+      const RowScale row = scale_of(w + (v * H + first + i) * K, K);
+      scales[v * W + i] = row.scale, inverses[v * W + i] = row.inverse;
     }
   }
-  pack_rows(panel, rows.data(), n + 1, W, count, 0);
+  constexpr int64_t kWords = 64;  // of each row: they stay in L1
+  float rows[4 * W * kWords];
+  for (int64_t k = 0; k < n; k += kWords) {
+    const int64_t length = std::min(kWords, n - k);
+    for (int v = 0; v < 4; ++v) {
+      for (int64_t i = 0; i < count; ++i) {
+        quantize_words(reinterpret_cast<uint8_t*>(rows + (v * W + i) * length),
+                       w + (v * H + first + i) * K + 4 * k, std::min(4 * length, K - 4 * k),
+                       inverses[v * W + i]);
+      }
+    }
+    pack_rows(panel + k * 4 * W, rows, length, W, count, 0);
+  }
+  for (int v = 0; v < 4; ++v) store(panel + (n * 4 + v) * W, load(scales + v * W));
   const vi sign = vi{} + int32_t(0x80808080), ones = vi{} + 0x01010101;
   for (int v = 0; v < 4; ++v) {
     vi sum{};

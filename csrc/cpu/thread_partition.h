@@ -1,6 +1,9 @@
 // How a layer is partitioned among the threads of a team, and the allocation of its scratch memory.
 #pragma once
 
+#include <algorithm>
+
+#include "cpu/cache_size.h"
 #include "cpu/kernels.h"
 #include "cpu/panels.h"
 #include "cpu/threads.h"
@@ -67,13 +70,14 @@ inline int64_t row_boundary(const Sequences& seq, int64_t part, int64_t parts) {
   return r;
 }
 
-// The part of a thread's L2 (2 MB) that is available for weights.
-constexpr int64_t kCacheBytes = 5 << 18;
+// To split the rows, each thread needs enough of them for full tiles, and an L2 that holds all weights.
+inline int64_t most_threads_by_rows(const Sequences& seq, int64_t weight_bytes) {
+  return weight_bytes <= weight_cache_bytes() ? seq.B / (2 * kTileRows) : 1;
+}
 
 inline ThreadPartition make_partition(const Sequences& seq, int64_t weight_bytes, int rank, int size,
                                       Barrier* barrier) {
-  // To split the rows, each thread needs enough of them for full tiles, and an L2 that holds all weights.
-  const bool split_rows = size > 1 && seq.B >= 2 * kTileRows * size && weight_bytes <= kCacheBytes;
+  const bool split_rows = size > 1 && size <= most_threads_by_rows(seq, weight_bytes);
   ThreadPartition partition{rank, size, split_rows, 0, seq.B, barrier};
   if (split_rows) {
     partition.row_begin = row_boundary(seq, rank, size);
@@ -83,26 +87,28 @@ inline ThreadPartition make_partition(const Sequences& seq, int64_t weight_bytes
 }
 
 // Runs body(layer, direction index, partition) for each direction, both directions at the same time if there
-// are enough threads.
+// are enough threads. A direction has `panels` panels of outputs: more threads than that, or than can split
+// its rows, would only wait.
 template <class Layer, class Body>
-void run_partitioned(const Layer& layer, int64_t weight_bytes, Body body) {
+void run_partitioned(const Layer& layer, int64_t panels, int64_t weight_bytes, Body body) {
   struct Context {
     const Layer& layer;
     int64_t weight_bytes;
     Body body;
+    // Otherwise one direction runs after the other: more threads share the weights of each.
+    bool together;
     Barrier barriers[2];
-  } context{layer, weight_bytes, body, {}};
+  } context{layer, weight_bytes, body, layer.D == 2 && weight_bytes <= weight_cache_bytes(), {}};
+  const int64_t useful = std::max(panels, most_threads_by_rows(layer.seq, weight_bytes));
   run_team(
-      layer.threads,
+      int(std::min<int64_t>(layer.threads, context.together ? 2 * useful : useful)),
       [](void* pointer, int rank, int size) {
         Context& c = *static_cast<Context*>(pointer);
         const auto run = [&](int d, int rank, int size) {
           c.body(c.layer, d, make_partition(c.layer.seq, c.weight_bytes, rank, size, &c.barriers[d]));
         };
         if (c.layer.D == 1) return run(0, rank, size);
-        // One direction after the other with one thread, or if the weights of a direction exceed a cache:
-        // then more threads share them.
-        if (size == 1 || c.weight_bytes > kCacheBytes) return run(0, rank, size), run(1, rank, size);
+        if (size == 1 || !c.together) return run(0, rank, size), run(1, rank, size);
         const int first = (size + 1) / 2;
         return rank < first ? run(0, rank, first) : run(1, rank - first, size - first);
       },

@@ -1,6 +1,7 @@
 // Runs the CPU kernels on random shapes under the sanitizers, without PyTorch: every instruction set of this
 // machine, on one thread and on teams, and several callers at once. All memory is allocated with its exact
-// size, so that AddressSanitizer detects the first element beyond it, and is initialized to NaN.
+// size, so that AddressSanitizer detects the first element beyond it, and is initialized to NaN. A kernel
+// that allocates inside a team is an error: an exception there would end the process.
 //
 //     sanitize [calls] [seed]
 #include <algorithm>
@@ -9,15 +10,32 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "cpu/cache_size.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
+
+static thread_local bool in_team = false;
+
+void* operator new(std::size_t bytes) {
+  void* memory = in_team ? nullptr : std::malloc(std::max<std::size_t>(bytes, 1));
+  if (memory == nullptr) {
+    std::fprintf(stderr, in_team ? "a kernel allocates inside a team\n" : "out of memory\n");
+    std::abort();
+  }
+  return memory;
+}
+
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return operator new(bytes); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace cnnlstm {
 
@@ -25,13 +43,22 @@ namespace cnnlstm {
 // ThreadSanitizer would report false races.
 void run_team(int wanted, void (*body)(void* context, int rank, int size), void* context) {
   const int size = std::max(wanted, 1);
+  const auto run = [=](int rank) {
+    in_team = true;
+    body(context, rank, size);
+    in_team = false;
+  };
   std::vector<std::thread> others;
-  for (int rank = 1; rank < size; ++rank) others.emplace_back(body, context, rank, size);
-  body(context, 0, size);
+  for (int rank = 1; rank < size; ++rank) others.emplace_back(run, rank);
+  run(0);
   for (std::thread& other : others) other.join();
 }
 
 bool is_forked_child() { return false; }
+
+// A small one has the kernels split these small layers as they split large ones.
+static int64_t weight_cache = 0;
+int64_t weight_cache_bytes() { return weight_cache; }
 
 namespace {
 
@@ -104,6 +131,8 @@ void multiply(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t
   }
 }
 
+constexpr int kTeams[] = {2, 3, 4, 7, 8, 16};
+
 struct DirectionData {
   Array w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, grad_output, grad_cells, grad_h_n, grad_c_n;
 };
@@ -125,10 +154,11 @@ struct Call {
     packed_rows = chance(random), training = chance(random, 0.7), prepacked = chance(random, 0.3);
     is_int8 = !is_bf16 && chance(random, 0.4);
     training = training && !is_int8;
-    T = draw(random, 0, chance(random, 0.1) ? 60 : 9);
-    B = draw(random, 0, chance(random, 0.2) ? 60 : 9);
+    // Many sequences are split among the threads, of which there are also more than blocks of units.
+    B = draw(random, 0, chance(random, 0.1) ? 250 : chance(random, 0.2) ? 60 : 9);
+    T = draw(random, 0, B > 60 ? 3 : chance(random, 0.1) ? 60 : 9);
     I = draw(random, 1, 70), H = draw(random, 1, 70), P = projection ? draw(random, 1, H) : H;
-    D = int(draw(random, 1, 2)), threads = int(draw(random, 2, 4));
+    D = int(draw(random, 1, 2)), threads = kTeams[draw(random, 0, std::size(kTeams) - 1)];
     gap = is_bf16 ? 0 : draw(random, 0, 1) * 16;
     draw_rows(random);
     if (is_bf16 && chance(random)) microkernel = {multiply, [] {}};
@@ -400,6 +430,7 @@ int main(int argc, char** argv) {
   for (int k = 0; k < calls; ++k) {
     cnnlstm::Random random(seed + k);
     const std::string name = "sanitize 1 " + std::to_string(seed + k);
+    cnnlstm::weight_cache = cnnlstm::chance(random, 0.7) ? 5 << 18 : cnnlstm::draw(random, 0, 1 << 15);
     const cnnlstm::Call call(random);
     cnnlstm::check_call(call, variants, name);
     if (k % 5 == 0) cnnlstm::check_callers(call, variants, name);

@@ -106,6 +106,7 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
   m.def("is_frozen(Tensor weight) -> bool", &is_frozen);
   m.def("cast_weights(Tensor[] weights, ScalarType dtype) -> Tensor[]", &cast_weights);
   m.def("microkernel_uses() -> int", &microkernel_uses);
+  m.def("is_forked_child() -> bool", &is_forked_child);
   m.def("gemm_library(bool transposed) -> str", &gemm_library);
   m.def("set_gemm_library(str name) -> ()", &set_gemm_library);
 }

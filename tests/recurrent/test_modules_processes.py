@@ -16,6 +16,7 @@ from layers import net, run
 from torch import Tensor, nn
 
 import cnnlstm_fast
+from cnnlstm_fast import _native, cli
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads by Linux's /proc")
@@ -71,6 +72,58 @@ def test_fork_after_first_use(training: bool) -> None:
     if training:
         for ours, theirs in zip(got, run(eager_copy(layer), x), strict=True):
             torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-3, atol=1e-4)
+
+
+def _describe(layer: nn.Module, x: Tensor, queue: Any) -> None:
+    queue.put((cnnlstm_fast.explain(layer, x), cli.info()))
+
+
+@pytest.mark.skipif(not _native.available, reason="needs the native part")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["cpu", "cpu-int8"])
+def test_a_forked_child_says_that_it_has_one_thread(backend: str) -> None:
+    layer, x = cnnlstm_fast.LSTM(16, 32, backend=backend).eval(), torch.randn(40, 2, 16)
+    with torch.no_grad():
+        layer(x)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_describe, args=(layer.requires_grad_(False), x, queue))
+    child.start()
+    try:
+        assert queue._reader.poll(30), "the child hangs"
+        explained, info = queue.get()
+    finally:
+        child.join(5)
+        child.kill()
+    assert "on one thread, since this process was forked" in explained
+    assert "this process was forked" in info
+    assert "forked" not in cnnlstm_fast.explain(layer, x) + cli.info()
+
+
+class _Layer(torch.utils.data.Dataset):
+    """Each item: the number of PyTorch's threads, and the bytes that the worker has packed."""
+
+    def __init__(self) -> None:
+        self.layer = cnnlstm_fast.LSTM(16, 32, backend="cpu")
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, k: int) -> tuple[int, int]:
+        with torch.no_grad():
+            self.layer(torch.randn(40, 2, 16))
+        return torch.get_num_threads(), torch.ops.cnnlstm_fast.prepacked_bytes()
+
+
+@pytest.mark.skipif(not _native.available, reason="needs the native part")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_workers_of_a_data_loader_pack_weights() -> None:
+    """PyTorch itself gives them one thread, so that here nothing is lost by the fork."""
+    data = _Layer()
+    loader = torch.utils.data.DataLoader(data, num_workers=1, batch_size=None, multiprocessing_context="fork")
+    found = [tuple(map(int, item)) for item in loader]
+    packed = 4 * (data.layer.weight_ih_l0.numel() + data.layer.weight_hh_l0.numel())
+    assert found == [(1, 0), (1, packed), (1, packed), (1, packed)]
 
 
 def _distributed_step(rank: int, port: int, queue: Any) -> None:

@@ -27,4 +27,11 @@ def _measured_speed(spec: LSTMSpec) -> MeasuredSpeed | None:
     return measured.measured_speed(spec, "cpu", measured.running)
 
 
-BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _measured_speed, native=True)
+def plan(spec: LSTMSpec) -> str | None:
+    """Also of the kernel with int8 products."""
+    if not _native.is_forked_child():
+        return None
+    return "on one thread, since this process was forked from one that had loaded the package"
+
+
+BACKEND = Backend("cpu", "fused C++ kernel for CPUs", _supports, _measured_speed, plan, native=True)

@@ -30,6 +30,7 @@ BACKEND = Backend(
     "cpu-int8",
     "fused C++ kernel for CPUs with weights and activations quantized to int8",
     _supports,
+    plan=cpu.plan,
     native=True,
     approximate=True,
 )
