@@ -23,7 +23,8 @@ import torch
 
 from cnnlstm_fast import BACKENDS, _native
 from cnnlstm_fast.recurrent.backends import measured
-from cnnlstm_fast.recurrent.backends.measured import Estimate, Gpu, Kind, Machine, Point, Table
+from cnnlstm_fast.recurrent.backends.measured import Estimate, Gpu, Kind, Point, Table
+from cnnlstm_fast.recurrent.backends.this_machine import Machine, running
 from cnnlstm_fast.timing import paired_ratio
 
 from ..cases import MODES, Call, Case
@@ -126,7 +127,7 @@ TARGETS = {
         Target(
             "cpu",
             "cpu",
-            measured.running,
+            running,
             grid,
             lambda: None if _native.available else _native.reason,
             2e11,
@@ -291,17 +292,7 @@ def _point(row: Row, candidates: Sequence[str]) -> Point:
 
 
 def _save(table: Table, path: Path) -> None:
-    """Writes the table with one line for each point."""
-    kinds = []
-    for name, kind in sorted(table.kinds.items()):
-        points = ",\n".join(f"    {json.dumps(point)}" for point in kind.points)
-        made = json.dumps(kind.made)
-        kinds.append(f'  {json.dumps(name)}: {{\n   "made": {made},\n   "points": [\n{points}\n   ]\n  }}')
-    text = (
-        f'{{\n "machine": {json.dumps(table.machine._asdict())},\n "columns": {json.dumps(Point._fields)},\n'
-        ' "kinds": {\n' + ",\n".join(kinds) + "\n }\n}\n"
-    )
-    write_whole(path, text)
+    write_whole(path, measured.to_text(table))
 
 
 def _summarize(table: Table, path: Path) -> None:

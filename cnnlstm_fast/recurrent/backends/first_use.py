@@ -1,0 +1,129 @@
+"""The measurement at first use: on a machine without a table of its own, the first call of each size is timed against
+``aten`` for about a tenth of a second, and the answer is kept on disk.
+
+Nothing is measured where it could disturb the program or would be disturbed by it (``_disturbs``), for more than a second
+at once, or for more than ``Allowance.IN_ALL`` seconds in a process. The shipped tables then decide.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from typing import ClassVar
+
+import torch
+
+from ..canonical import LSTMSpec
+from . import aten, calls_here, measured, this_machine
+from .base import MeasuredSpeed
+from .measured import Estimate, Point
+from .probe import measured_sizes, probe, weight_bytes
+from .this_machine import Identity
+
+LEAST_SECONDS = 0.2
+"""With less left of the allowance no measurement begins."""
+MOST_BYTES = 64 << 20
+"""Of the weights: a measurement needs a copy of them and, in training, their gradients. Their calls are long, too."""
+PATIENCE = 1.0
+"""Seconds for which a thread waits for the measurement of another one."""
+
+
+class Allowance:
+    """The seconds that this process may still measure: ``AT_ONCE``, of which use is refilled at the rate ``SHARE``, and
+    ``IN_ALL`` in total."""
+
+    AT_ONCE: ClassVar[float] = 1.0
+    SHARE: ClassVar[float] = 0.1
+    IN_ALL: ClassVar[float] = 5.0
+
+    def __init__(self) -> None:
+        self._left, self._in_all, self._then = self.AT_ONCE, self.IN_ALL, time.perf_counter()
+
+    def seconds(self) -> float:
+        now = time.perf_counter()
+        self._left = min(self.AT_ONCE, self._left + self.SHARE * (now - self._then))
+        self._then = now
+        return max(0.0, min(self._left, self._in_all))
+
+    def spend(self, seconds: float) -> None:
+        self._left -= seconds
+        self._in_all -= seconds
+
+
+allowance = Allowance()
+_lock = threading.Lock()
+_process = os.getpid()
+_unwritten: set[str] = set()
+"""Why measurements could not be written to disk."""
+
+
+def measured_here(spec: LSTMSpec) -> MeasuredSpeed | None:
+    """The speed of ``cpu`` by a measurement of this call or of one like it on this machine, which is made if need be;
+    None where the tables are to decide."""
+    if not (this_machine.learns() and _is_of_interest(spec)):
+        return None
+    machine, kind = this_machine.running(), measured.kind(spec)
+    if measured.own("cpu", machine, kind) is not None:
+        return None
+    assert spec.B is not None
+    T, layers = measured_sizes(spec)
+    kind += f" L={layers}" * (layers > 1)
+    here, sizes = this_machine.identity(machine), (T, spec.B, spec.input_size, spec.hidden_size)
+    point = calls_here.find(here, kind, *sizes)
+    if point is None and not _disturbs() and _lock.acquire(timeout=PATIENCE):
+        try:
+            # another thread may have measured it meanwhile
+            point = calls_here.find(here, kind, *sizes) or _measure(spec, here, kind)
+        finally:
+            _lock.release()
+    return None if point is None else _speed(point, layers)
+
+
+def _is_of_interest(spec: LSTMSpec) -> bool:
+    """Whether ``aten`` may be the faster one. Its projections and packed sequences are not fused."""
+    if spec.tracing or spec.autocast or spec.proj_size or spec.packed or not spec.T or not spec.B:
+        return False
+    return aten.BACKEND.supports(spec) is None and weight_bytes(spec) <= MOST_BYTES
+
+
+def _disturbs() -> bool:
+    """Whether other calls of operators here and now would be noticed, or take another time than usual: in a forked
+    child, in a mode that sees all operators or all saved tensors (such as checkpointing), in a backward pass, or while
+    something is traced."""
+    return (
+        os.getpid() != _process
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        or torch._C._current_graph_task_id() != -1
+        or torch.is_anomaly_enabled()
+        or torch.jit.is_tracing()
+    )
+
+
+def _measure(spec: LSTMSpec, here: Identity, kind: str) -> Point | None:
+    limit = allowance.seconds()
+    if limit < LEAST_SECONDS:
+        return None
+    start = time.perf_counter()
+    try:
+        point = probe(spec, limit)
+    except (RuntimeError, MemoryError) as error:
+        warnings.warn(
+            f"cnnlstm_fast: the call {spec} could not be measured, and runs as the tables say: {error}",
+            stacklevel=2,
+        )
+        return None
+    finally:
+        allowance.spend(time.perf_counter() - start)
+    if point is not None and (why := calls_here.add(here, kind, point)) is not None:
+        _unwritten.add(why)
+    return point
+
+
+def _speed(point: Point, layers: int) -> MeasuredSpeed:
+    estimate = Estimate(point.ratio, point.high)
+    place = f"T={point.T} B={point.B} I={point.I} H={point.H}" + f" L={layers}" * (layers > 1)
+    unwritten = "".join(f", but not kept on disk: {why}" for why in sorted(_unwritten))
+    return MeasuredSpeed(estimate.slow, f"{estimate}, measured on this machine at {place}{unwritten}")
