@@ -24,6 +24,7 @@ import torch
 from cnnlstm_fast import BACKENDS, _native
 from cnnlstm_fast.recurrent.backends import measured
 from cnnlstm_fast.recurrent.backends.measured import Estimate, Gpu, Kind, Point, Table
+from cnnlstm_fast.recurrent.backends.probe import LOOP
 from cnnlstm_fast.recurrent.backends.this_machine import Machine, running
 from cnnlstm_fast.timing import paired_ratio
 
@@ -41,8 +42,8 @@ WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
 LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
 MOST_FLOP = 3.5e10
 """Larger calls are left out: this one takes about a third of a second on two cores, and forty calls are needed."""
-LOOP, CELL_BATCHES, CELL_HIDDEN = 20, (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
-"""Cells are called in a loop of so many steps."""
+CELL_BATCHES, CELL_HIDDEN = (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
+"""Cells are called in a loop of ``LOOP`` steps."""
 GPU_DTYPES, GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (
     ("f32", "bf16", "fp16"),
     (1, 64),

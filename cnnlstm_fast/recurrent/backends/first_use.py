@@ -19,13 +19,14 @@ from ..canonical import LSTMSpec
 from . import aten, calls_here, measured, this_machine
 from .base import MeasuredSpeed
 from .measured import Estimate, Point
-from .probe import measured_sizes, probe, weight_bytes
+from .probe import expected_seconds, measured_sizes, probe, weight_bytes
 from .this_machine import Identity
 
 LEAST_SECONDS = 0.2
 """With less left of the allowance no measurement begins."""
-MOST_BYTES = 64 << 20
-"""Of the weights: a measurement needs a copy of them and, in training, their gradients. Their calls are long, too."""
+MOST_SECONDS, MOST_BYTES = 0.1, 64 << 20
+"""Calls that are expected to take longer, also with few steps, or whose weights are larger are not measured: there is no time
+for enough of them, and no memory for copies of the weights and their gradients."""
 PATIENCE = 1.0
 """Seconds for which a thread waits for the measurement of another one."""
 
@@ -82,10 +83,12 @@ def measured_here(spec: LSTMSpec) -> MeasuredSpeed | None:
 
 
 def _is_of_interest(spec: LSTMSpec) -> bool:
-    """Whether ``aten`` may be the faster one. Its projections and packed sequences are not fused."""
+    """Whether ``aten`` may be the faster one, and a measurement is small. It does not fuse projections and packed
+    sequences."""
     if spec.tracing or spec.autocast or spec.proj_size or spec.packed or not spec.T or not spec.B:
         return False
-    return aten.BACKEND.supports(spec) is None and weight_bytes(spec) <= MOST_BYTES
+    small = weight_bytes(spec) <= MOST_BYTES and expected_seconds(spec) <= MOST_SECONDS
+    return small and aten.BACKEND.supports(spec) is None
 
 
 def _disturbs() -> bool:

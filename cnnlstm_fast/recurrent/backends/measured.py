@@ -16,7 +16,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,9 +125,7 @@ def kind(spec: LSTMSpec) -> str:
     return name + " stacked" * stacked + " packed" * spec.packed
 
 
-def measured_speed(
-    spec: LSTMSpec, backend: str, on: Callable[[], Machine | Gpu]
-) -> MeasuredSpeed | None:
+def measured_speed(spec: LSTMSpec, backend: str, on: Callable[[], Machine | Gpu]) -> MeasuredSpeed | None:
     """By the tables of measurements; None where they do not apply. They hold calls without a projection that ``aten``
     supports. In a traced graph the sizes are unknown, and the machine cannot be queried; there, and under autocast, a
     cell is slower for any size."""
@@ -138,7 +136,8 @@ def measured_speed(
     if spec.tracing or spec.proj_size or aten.BACKEND.supports(spec) is not None:
         return None
     machine, name = on(), kind(spec)
-    table = own(backend, machine, name) or nearest(backend, machine, name)
+    of_this_machine = own(backend, machine, name)
+    table = of_this_machine or nearest(backend, machine, name)
     if table is None and spec.cell and spec.grad:
         return MeasuredSpeed(
             True, "its speed in the training of cells is not known, and often below that of aten"
@@ -151,7 +150,7 @@ def measured_speed(
     where = str(table.machine)
     if table.machine != machine:
         where += f", the nearest to this machine's {machine}"
-    elif isinstance(machine, Machine) and not _is_of_this_cpu(found):
+    elif isinstance(machine, Machine) and table is not of_this_machine:
         where += f" of another processor, {found.made.get('cpu', 'unnamed')}"
     place = f"T={near.T} B={near.B} I={near.I} H={near.H}"
     return MeasuredSpeed(estimate.slow, f"{estimate} near {place} by {found.made['source']} ({where})")
@@ -198,14 +197,19 @@ def to_text(table: Table) -> str:
 
 
 def load_from_cache(path: Path) -> Table | None:
-    """A table in the user's cache; None where there is none. One that is damaged is ignored with a warning."""
+    """A table in the user's cache; None where there is none that can be read. A damaged one is ignored with a warning."""
     try:
         return load(path)
-    except FileNotFoundError:
+    except OSError:
         return None
-    except (OSError, ValueError) as error:
-        warnings.warn(f"cnnlstm_fast: {path} is ignored and measured anew: {error}", stacklevel=2)
+    except ValueError as error:
+        _warn_of_damage(path, str(error))
         return None
+
+
+@cache
+def _warn_of_damage(path: Path, reason: str) -> None:
+    warnings.warn(f"cnnlstm_fast: {path} is ignored and measured anew: {reason}", stacklevel=2)
 
 
 @lru_cache(maxsize=8)
@@ -230,12 +234,11 @@ def own(backend: str, machine: Machine | Gpu, kind: str) -> Table | None:
             table = None
         if table is not None and kind in table.kinds and len(table.kinds[kind].points) >= LEAST_POINTS:
             return table
-    same = (table for table in shipped(TABLES / backend) if table.machine == machine and kind in table.kinds)
-    return next((table for table in same if _is_of_this_cpu(table.kinds[kind])), None)
-
-
-def _is_of_this_cpu(kind: Kind) -> bool:
-    return kind.made.get("cpu") == this_machine.cpu_name()
+    for table in shipped(TABLES / backend):
+        of_this_cpu = kind in table.kinds and table.kinds[kind].made.get("cpu") == this_machine.cpu_name()
+        if table.machine == machine and of_this_cpu:
+            return table
+    return None
 
 
 def nearest(backend: str, machine: Machine | Gpu, kind: str) -> Table | None:

@@ -17,14 +17,15 @@ LOOP = 20
 """Steps of the loop in which cells are measured."""
 MOST_LAYERS = 2
 """A first and an inner layer stand for a stack."""
-LEAST_T, LONG_CALL = 8, 0.02
+LEAST_T, LONG_CALL = 8, 0.03
 """A call that is expected to take more than ``LONG_CALL`` seconds is measured with fewer steps, down to ``LEAST_T``:
 from there on its time grows in proportion to them."""
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 0.1, 5, 40
-"""Of the rounds. A round is one call of each; ``LONG_ROUNDS`` where they take long."""
+"""Of the rounds. A round is one call of each."""
 LONG_ROUNDS, LONG_ROUND = 3, 0.05
+"""The least rounds where one takes so many seconds."""
 
-FLOP_RATE, STEP_BYTES, STEP_SECONDS = 25e9, 2e10, 2e-5
+FLOP_RATE, STEP_BYTES, STEP_SECONDS = 5e10, 2e10, 2e-5
 """A rough machine, to know beforehand which calls are long: FLOP/s of a thread, bytes/s at which a step reads the
 recurrent weights, seconds of a step without work."""
 
@@ -38,6 +39,12 @@ def measured_sizes(spec: LSTMSpec) -> tuple[int, int]:
     while T > LEAST_T and T * layers * _seconds_of_step(spec) > LONG_CALL:
         T = max(LEAST_T, T // 2)
     return T, layers
+
+
+def expected_seconds(spec: LSTMSpec) -> float:
+    """Of one call of the measurement, roughly."""
+    T, layers = measured_sizes(spec)
+    return T * layers * _seconds_of_step(spec)
 
 
 def weight_bytes(spec: LSTMSpec) -> int:
@@ -67,14 +74,19 @@ def probe(spec: LSTMSpec, limit: float) -> Point | None:
         torch.set_grad_enabled(spec.grad),
     ):
         calls = {name: _call(spec, name) for name in ("cpu", "aten")}
-        first = 0.0  # seconds of a round, and more: it also sets up libraries, threads and memory
-        for call in calls.values():
-            first += timed(call)
-            if first * (1 + LONG_ROUNDS) > limit:
-                return None
-        rounds = LEAST_ROUNDS if first < LONG_ROUND else LONG_ROUNDS
-        times = interleave(calls, min(SECONDS, limit - first), rounds, MOST_ROUNDS, warm_up=False)
-    ratio = paired_ratio(times["aten"], times["cpu"])
+        spent = 0.0
+        for _ in range(2):  # the first round also sets up libraries, threads and memory
+            before = spent
+            for call in calls.values():
+                spent += timed(call)
+                if spent > limit / 2:
+                    return None
+        once = spent - before
+        rounds = LEAST_ROUNDS if once < LONG_ROUND else LONG_ROUNDS
+        if spent + rounds * once > limit:
+            return None
+        times = interleave(calls, min(SECONDS, limit - spent), rounds, MOST_ROUNDS, warm_up=False)
+        ratio = paired_ratio(times["aten"], times["cpu"])
     ours, theirs = (1e6 * sorted(of)[len(of) // 2] for of in (times["cpu"], times["aten"]))
     figures = (float(f"{x:.4g}") for x in (ours, theirs, ratio.value, ratio.low, ratio.high))
     return Point(T, spec.B or 0, spec.input_size, spec.hidden_size, *figures, None)
@@ -110,8 +122,9 @@ def _call(spec: LSTMSpec, backend: str) -> Callable[[], Any]:
     if not spec.grad:
         return forward
     leaves = [t.requires_grad_() for t in (x, *weights)]
-    grad = _filled(spec, *((B, H) if spec.cell else (T, B, D * H)))
-    return lambda: torch.autograd.grad(forward(), leaves, grad)
+    grad = _filled(spec, B * H if spec.cell else T * B * D * H)
+    # a loss: given a gradient, autograd would import SymPy at its first use, which takes half a second
+    return lambda: torch.autograd.grad(torch.dot(forward().reshape(-1), grad), leaves)
 
 
 def _filled(spec: LSTMSpec, *shape: int) -> Tensor:
