@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import sys
 import time
@@ -40,6 +39,12 @@ HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
 WIDE_STEPS, WIDE_BATCHES = (1, 64), (1, 16, 256)
 WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
 LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
+COARSE_STEPS, COARSE_BATCHES, COARSE_HIDDEN, COARSE_WIDE_HIDDEN = (
+    (1, 64),
+    (1, 16, 64),
+    (16, 64, 256, 1024),
+    (128,),
+)
 MOST_FLOP = 3.5e10
 """Larger calls are left out: this one takes about a third of a second on two cores, and forty calls are needed."""
 CELL_BATCHES, CELL_HIDDEN = (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
@@ -139,6 +144,22 @@ TARGETS = {
 }
 
 
+def plan_for(target: Target, seconds: float, threads: int) -> Plan:
+    """How the backend is measured against ``aten``."""
+    candidates = (f"{OURS}:{target.backend}", ATEN)
+    return Plan(candidates, target.device, seconds, threads, check_accuracy=False)
+
+
+def is_coarse(call: Call) -> bool:
+    """Whether a call of ``grid`` is in the coarser grid with which ``cnnlstm-fast calibrate`` begins."""
+    c = call.case
+    if c.cell:
+        return c.H in COARSE_HIDDEN
+    if c.I != c.H:
+        return c.H in COARSE_WIDE_HIDDEN and c.B in COARSE_BATCHES
+    return c.T in COARSE_STEPS and c.B in COARSE_BATCHES and c.H in COARSE_HIDDEN
+
+
 def flop(call: Call) -> float:
     """Floating-point operations of its products; a backward pass takes twice those of the forward pass."""
     c = call.case
@@ -201,8 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         and args.directions in (None, call.case.directions)
         and args.cells <= call.case.cell
     ]
-    candidates = (f"{OURS}:{target.backend}", ATEN)
-    plan = Plan(candidates, target.device, args.seconds, args.threads, check_accuracy=False)
+    plan = plan_for(target, args.seconds, args.threads)
     try:
         failed = _measure(target, plan, chosen, table, path)
     except KeyboardInterrupt:
@@ -213,33 +233,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(target: Target, plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> int:
-    """Measures what the table lacks, and writes it after every call; returns how many failed."""
-    made = _facts(plan)
-    left = [call for call in chosen if not _known(table, call, made, plan.device)]
+    """Measures what the table lacks; returns how many failed."""
+    left = missing(chosen, table, plan)
     expected = [expected_seconds(call, plan.seconds, target.flop_rate, plan.device) for call in left]
     ahead = sum(expected)
     print(
         f"{len(left)} of {len(chosen)} calls to measure, about {ahead / 60:.0f} minutes: {path}", flush=True
     )
     start, begun, done, failed = time.monotonic(), 0.0, 0.0, 0
+    found = measure_each(target, plan, left, table, path)
+    for number, ((row, point), took) in enumerate(zip(found, expected, strict=True), 1):
+        done += took
+        if number == 1:  # it also starts the processes, so its time predicts nothing
+            start, begun = time.monotonic(), done
+        pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
+        if point is not None:
+            figures = f"aten / {target.backend} {point.ratio:.2f}"
+        else:
+            failed += 1
+            figures = f"FAILED: {reasons(row)}"
+        remaining = f"{pace * (ahead - done) / 60:.0f} minutes left"
+        print(f"{number} of {len(left)}, {remaining}: {row.name}: {figures}", flush=True)
+    return failed
+
+
+def measure_each(
+    target: Target, plan: Plan, calls: Sequence[Call], table: Table, path: Path
+) -> Iterator[tuple[Row, Point | None]]:
+    """Measures call by call, adds each to the table and writes it. A call that failed has no point."""
+    made = _facts(plan)
     with Runner(plan, None, target.launch) as runner:
-        for number, (call, took) in enumerate(zip(left, expected, strict=True), 1):
+        for call in calls:
             row = runner.measure(call)
-            done += took
-            if number == 1:  # it also starts the processes, so its time predicts nothing
-                start, begun = time.monotonic(), done
-            pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
+            point = None
             if row.measured.keys() == set(plan.candidates):
                 point = _point(row, plan.candidates)
                 _add(table, call, point, made, plan.device)
                 _save(table, path)
-                figures = f"aten / {target.backend} {point.ratio:.2f}"
-            else:
-                failed += 1
-                figures = "FAILED: " + "; ".join(m.reason for m in row.candidates.values() if m.reason)
-            remaining = f"{pace * (ahead - done) / 60:.0f} minutes left"
-            print(f"{number} of {len(left)}, {remaining}: {row.name}: {figures}", flush=True)
-    return failed
+            yield row, point
+
+
+def reasons(row: Row) -> str:
+    """Why a call failed."""
+    return "; ".join(m.reason for m in row.candidates.values() if m.reason)
+
+
+def missing(calls: Sequence[Call], table: Table, plan: Plan) -> list[Call]:
+    """The calls of which the table has no undisturbed measurement under the same conditions."""
+    made = _facts(plan)
+    return [call for call in calls if not _known(table, call, made, plan.device)]
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

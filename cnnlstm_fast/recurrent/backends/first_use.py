@@ -1,8 +1,8 @@
 """The measurement at first use: on a machine without a table of its own, the first call of each size is timed against
 ``aten`` for about a tenth of a second, and the answer is kept on disk.
 
-Nothing is measured where it could disturb the program or would be disturbed by it (``_disturbs``), for more than a second
-at once, or for more than ``Allowance.IN_ALL`` seconds in a process. The shipped tables then decide.
+Nothing is measured where it could disturb the program or would be disturbed by it (``_disturbs``), for more than a
+second at once, or for more than ``Allowance.IN_ALL`` seconds in a process. The shipped tables then decide.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .this_machine import Identity
 LEAST_SECONDS = 0.2
 """With less left of the allowance no measurement begins."""
 MOST_SECONDS, MOST_BYTES = 0.1, 64 << 20
-"""Calls that are expected to take longer, also with few steps, or whose weights are larger are not measured: there is no time
-for enough of them, and no memory for copies of the weights and their gradients."""
+"""Calls that are expected to take longer, also with few steps, or whose weights are larger are not measured: there is
+no time for enough of them, and no memory for copies of the weights and their gradients."""
 PATIENCE = 1.0
 """Seconds for which a thread waits for the measurement of another one."""
 
@@ -65,18 +65,17 @@ def measured_here(spec: LSTMSpec) -> MeasuredSpeed | None:
     None where the tables are to decide."""
     if not (this_machine.learns() and _is_of_interest(spec)):
         return None
-    machine, kind = this_machine.running(), measured.kind(spec)
-    if measured.own("cpu", machine, kind) is not None:
-        return None
     assert spec.B is not None
+    machine, kind = this_machine.running(), measured.kind(spec)
     T, layers = measured_sizes(spec)
-    kind += f" L={layers}" * (layers > 1)
+    name = kind + f" L={layers}" * (layers > 1)
     here, sizes = this_machine.identity(machine), (T, spec.B, spec.input_size, spec.hidden_size)
-    point = calls_here.find(here, kind, *sizes)
-    if point is None and not _disturbs() and _lock.acquire(timeout=PATIENCE):
+    point = calls_here.find(here, name, *sizes)
+    has_table = measured.own("cpu", machine, kind) is not None
+    if point is None and not has_table and not _disturbs() and _lock.acquire(timeout=PATIENCE):
         try:
             # another thread may have measured it meanwhile
-            point = calls_here.find(here, kind, *sizes) or _measure(spec, here, kind)
+            point = calls_here.find(here, name, *sizes) or _measure(spec, here, name)
         finally:
             _lock.release()
     return None if point is None else _speed(point, layers)

@@ -197,7 +197,7 @@ def to_text(table: Table) -> str:
 
 
 def load_from_cache(path: Path) -> Table | None:
-    """A table in the user's cache; None where there is none that can be read. A damaged one is ignored with a warning."""
+    """A table in the user's cache, or None where none can be read. A damaged one is ignored with a warning."""
     try:
         return load(path)
     except OSError:

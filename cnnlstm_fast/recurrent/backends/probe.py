@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -87,9 +88,13 @@ def probe(spec: LSTMSpec, limit: float) -> Point | None:
             return None
         times = interleave(calls, min(SECONDS, limit - spent), rounds, MOST_ROUNDS, warm_up=False)
         ratio = paired_ratio(times["aten"], times["cpu"])
-    ours, theirs = (1e6 * sorted(of)[len(of) // 2] for of in (times["cpu"], times["aten"]))
-    figures = (float(f"{x:.4g}") for x in (ours, theirs, ratio.value, ratio.low, ratio.high))
-    return Point(T, spec.B or 0, spec.input_size, spec.hidden_size, *figures, None)
+    ours, theirs = (_rounded(1e6 * statistics.median(of)) for of in (times["cpu"], times["aten"]))
+    value, low, high = (_rounded(x) for x in (ratio.value, ratio.low, ratio.high))
+    return Point(T, spec.B or 0, spec.input_size, spec.hidden_size, ours, theirs, value, low, high, None)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _call(spec: LSTMSpec, backend: str) -> Callable[[], Any]:
