@@ -39,12 +39,9 @@ HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
 WIDE_STEPS, WIDE_BATCHES = (1, 64), (1, 16, 256)
 WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
 LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
-COARSE_STEPS, COARSE_BATCHES, COARSE_HIDDEN, COARSE_WIDE_HIDDEN = (
-    (1, 64),
-    (1, 16, 64),
-    (16, 64, 256, 1024),
-    (128,),
-)
+COARSE_STEPS, COARSE_BATCHES, COARSE_HIDDEN = (1, 64), (1, 16, 64), (32, 128, 512)
+COARSE_WIDE_HIDDEN, COARSE_CELL_HIDDEN = (128,), (16, 128, 1024)
+"""Of the part of the grid that is enough for a first table."""
 MOST_FLOP = 3.5e10
 """Larger calls are left out: this one takes about a third of a second on two cores, and forty calls are needed."""
 CELL_BATCHES, CELL_HIDDEN = (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
@@ -154,7 +151,7 @@ def is_coarse(call: Call) -> bool:
     """Whether a call of ``grid`` is in the coarser grid with which ``cnnlstm-fast calibrate`` begins."""
     c = call.case
     if c.cell:
-        return c.H in COARSE_HIDDEN
+        return c.H in COARSE_CELL_HIDDEN
     if c.I != c.H:
         return c.H in COARSE_WIDE_HIDDEN and c.B in COARSE_BATCHES
     return c.T in COARSE_STEPS and c.B in COARSE_BATCHES and c.H in COARSE_HIDDEN

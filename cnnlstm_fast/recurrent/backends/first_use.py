@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -56,6 +56,9 @@ class Allowance:
 allowance = Allowance()
 _lock = threading.Lock()
 _process = os.getpid()
+_left_to_tables: set[tuple[Any, ...]] = set()
+"""Calls that could not be measured when they were made: their plans are cached, and what ``explain`` says later must be
+what they do."""
 _unwritten: set[str] = set()
 """Why measurements could not be written to disk."""
 
@@ -69,16 +72,27 @@ def measured_here(spec: LSTMSpec) -> MeasuredSpeed | None:
     machine, kind = this_machine.running(), measured.kind(spec)
     T, layers = measured_sizes(spec)
     name = kind + f" L={layers}" * (layers > 1)
-    here, sizes = this_machine.identity(machine), (T, spec.B, spec.input_size, spec.hidden_size)
-    point = calls_here.find(here, name, *sizes)
-    has_table = measured.own("cpu", machine, kind) is not None
-    if point is None and not has_table and not _disturbs() and _lock.acquire(timeout=PATIENCE):
-        try:
-            # another thread may have measured it meanwhile
-            point = calls_here.find(here, name, *sizes) or _measure(spec, here, name)
-        finally:
-            _lock.release()
-    return None if point is None else _speed(point, layers)
+    call = (this_machine.identity(machine), name, T, spec.B, spec.input_size, spec.hidden_size)
+    if call in _left_to_tables:
+        return None
+    point = calls_here.find(*call)
+    if point is None and measured.own("cpu", machine, kind) is None:
+        point = _ask(spec, *call)
+    if point is None:
+        _left_to_tables.add(call)
+        return None
+    return _speed(point, layers)
+
+
+def _ask(spec: LSTMSpec, here: Identity, name: str, *sizes: int) -> Point | None:
+    """Measures the call, if this is the time and the place for it."""
+    if _disturbs() or not _lock.acquire(timeout=PATIENCE):
+        return None
+    try:
+        # another thread may have measured it meanwhile
+        return calls_here.find(here, name, *sizes) or _measure(spec, here, name)
+    finally:
+        _lock.release()
 
 
 def _is_of_interest(spec: LSTMSpec) -> bool:
@@ -104,7 +118,7 @@ def _disturbs() -> bool:
     )
 
 
-def _measure(spec: LSTMSpec, here: Identity, kind: str) -> Point | None:
+def _measure(spec: LSTMSpec, here: Identity, name: str) -> Point | None:
     limit = allowance.seconds()
     if limit < LEAST_SECONDS:
         return None
@@ -119,7 +133,7 @@ def _measure(spec: LSTMSpec, here: Identity, kind: str) -> Point | None:
         return None
     finally:
         allowance.spend(time.perf_counter() - start)
-    if point is not None and (why := calls_here.add(here, kind, point)) is not None:
+    if point is not None and (why := calls_here.add(here, name, point)) is not None:
         _unwritten.add(why)
     return point
 
