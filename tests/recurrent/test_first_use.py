@@ -54,8 +54,7 @@ def forget() -> None:
     identity.cache_clear()
     dispatch.cached_plan.cache_clear()
     first_use._unwritten.clear()
-    first_use._left_to_tables.clear()
-    first_use.allowance = Allowance()
+    first_use.renew()
 
 
 @pytest.fixture(autouse=True)
@@ -342,7 +341,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(first_use, "time", found)
-    first_use.allowance = Allowance()
+    first_use.renew()
     return found
 
 
@@ -526,7 +525,7 @@ def test_a_probe_without_time_gives_nothing() -> None:
 def test_a_real_first_call_measures_and_gives_the_right_result(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("AT_ONCE", "IN_ALL"):
         monkeypatch.setattr(Allowance, limit, 100.0)  # however busy this machine is
-    first_use.allowance = Allowance()
+    first_use.renew()
     layer = cnnlstm_fast.LSTM(8, 16)
     exact = torch.nn.LSTM(8, 16)
     exact.load_state_dict(layer.state_dict())

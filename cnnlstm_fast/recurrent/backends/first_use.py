@@ -63,6 +63,13 @@ _unwritten: set[str] = set()
 """Why measurements could not be written to disk."""
 
 
+def renew() -> None:
+    """Makes this process one that has measured nothing yet; what is known of calls stays."""
+    global allowance
+    allowance = Allowance()
+    _left_to_tables.clear()
+
+
 def measured_here(spec: LSTMSpec) -> MeasuredSpeed | None:
     """The speed of ``cpu`` by a measurement of this call or of one like it on this machine, which is made if need be;
     None where the tables are to decide."""
