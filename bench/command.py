@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .cases import DTYPES, MODES, SUITES, Call, calls, calls_of, of_shape
 from .measure import environment
@@ -22,6 +21,7 @@ from .measure.runner import Plan, Runner
 from .peers import PEERS
 from .report import compare
 from .report import screen as table
+from .report.progress import progress_bar
 from .report.record import OURS, PYTORCH, Record, load, save
 from .roofline import peaks
 
@@ -139,15 +139,8 @@ def _measure(
 ) -> bool:
     """Fills the record and saves it at intervals; False if it was interrupted, with the rows measured so far."""
     start = saved = time.monotonic()
-    columns = (
-        TextColumn("measuring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task("the machine's roofline", total=len(chosen))
             roofline = peaks.measure(plan.device)
             record.roofline = roofline.as_dict()

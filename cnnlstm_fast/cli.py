@@ -1,4 +1,4 @@
-"""The commands: cnnlstm-fast bench | demo | info."""
+"""The commands: cnnlstm-fast bench | calibrate | demo | info."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="versions, compiled parts, hardware and backends")
     commands.add_parser("bench", help="measure against PyTorch and other libraries, on this machine")
+    commands.add_parser(
+        "calibrate", help="measure which LSTM calls PyTorch runs faster on this machine, for auto"
+    )
     demo = commands.add_parser("demo", help="train a text reader, optimize it, verify and time it")
     from .demo import run as demo_run
 
     demo_run.add_arguments(demo)
-    if argv[:1] == ["bench"]:
-        return _bench(argv[1:])  # parses its own arguments: its code needs optional packages
+    if argv[:1] in (["bench"], ["calibrate"]):
+        return _measure(*argv)  # parses its own arguments: its code needs optional packages
     args = parser.parse_args(argv)
     if args.command == "info":
         try:
@@ -43,14 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return demo_run.run(args)
 
 
-def _bench(argv: Sequence[str]) -> int:
+def _measure(command: str, *argv: str) -> int:
+    module = {"bench": "bench.command", "calibrate": "bench.calibrate.command"}[command]
     try:
-        command = importlib.import_module(f"{__package__}.bench.command")
+        found = importlib.import_module(f"{__package__}.{module}")
     except ModuleNotFoundError as error:
-        remedy = "pip install cnnlstm-fast[bench]; in a checkout that is not installed, python -m bench"
-        print(f"The benchmark needs {error.name}: {remedy}", file=sys.stderr)
+        remedy = f"pip install cnnlstm-fast[bench]; in a checkout that is not installed, python -m {module}"
+        print(f"cnnlstm-fast {command} needs {error.name}: {remedy}", file=sys.stderr)
         return 1
-    return command.main(argv, prog="cnnlstm-fast bench")
+    return found.main(argv, prog=f"cnnlstm-fast {command}")
 
 
 def info() -> str:

@@ -18,6 +18,10 @@ if not torch.cuda.is_available():
     # before anything imports Triton: its kernels then run on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The choices of auto must not depend on what this machine is doing now, or once was measured to do: also in the
+# processes that tests start.
+os.environ["CNNLSTM_CALIBRATE"] = "0"
+
 import emulator  # after that: they import the package
 import helpers
 

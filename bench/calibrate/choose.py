@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import sys
 import time
@@ -23,7 +22,9 @@ import torch
 
 from cnnlstm_fast import BACKENDS, _native
 from cnnlstm_fast.recurrent.backends import measured
-from cnnlstm_fast.recurrent.backends.measured import Estimate, Gpu, Kind, Machine, Point, Table
+from cnnlstm_fast.recurrent.backends.measured import Estimate, Gpu, Kind, Point, Table
+from cnnlstm_fast.recurrent.backends.probe import LOOP
+from cnnlstm_fast.recurrent.backends.this_machine import Machine, running
 from cnnlstm_fast.timing import paired_ratio
 
 from ..cases import MODES, Call, Case
@@ -38,10 +39,13 @@ HIDDEN = (16, 32, 64, 128, 256, 512, 1024)
 WIDE_STEPS, WIDE_BATCHES = (1, 64), (1, 16, 256)
 WIDE_HIDDEN, WIDE = (32, 128, 512), 8  # inputs of eight times the hidden size
 LARGE_STEPS, LARGE_BATCHES, LARGE_HIDDEN = (1, 8), (1, 16), 2048
+COARSE_STEPS, COARSE_BATCHES, COARSE_HIDDEN = (1, 64), (1, 16, 64), (32, 128, 512)
+COARSE_WIDE_HIDDEN, COARSE_CELL_HIDDEN = (128,), (16, 128, 1024)
+"""Of the part of the grid that is enough for a first table."""
 MOST_FLOP = 3.5e10
 """Larger calls are left out: this one takes about a third of a second on two cores, and forty calls are needed."""
-LOOP, CELL_BATCHES, CELL_HIDDEN = 20, (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
-"""Cells are called in a loop of so many steps."""
+CELL_BATCHES, CELL_HIDDEN = (1, 8, 32, 128), (16, 64, 128, 256, 512, 1024)
+"""Cells are called in a loop of ``LOOP`` steps."""
 GPU_DTYPES, GPU_STEPS, GPU_BATCHES, GPU_HIDDEN = (
     ("f32", "bf16", "fp16"),
     (1, 64),
@@ -126,7 +130,7 @@ TARGETS = {
         Target(
             "cpu",
             "cpu",
-            measured.running,
+            running,
             grid,
             lambda: None if _native.available else _native.reason,
             2e11,
@@ -135,6 +139,22 @@ TARGETS = {
         _gpu_target("cuda"),
     )
 }
+
+
+def plan_for(target: Target, seconds: float, threads: int) -> Plan:
+    """How the backend is measured against ``aten``."""
+    candidates = (f"{OURS}:{target.backend}", ATEN)
+    return Plan(candidates, target.device, seconds, threads, check_accuracy=False)
+
+
+def is_coarse(call: Call) -> bool:
+    """Whether a call of ``grid`` is in the coarser grid with which ``cnnlstm-fast calibrate`` begins."""
+    c = call.case
+    if c.cell:
+        return c.H in COARSE_CELL_HIDDEN
+    if c.I != c.H:
+        return c.H in COARSE_WIDE_HIDDEN and c.B in COARSE_BATCHES
+    return c.T in COARSE_STEPS and c.B in COARSE_BATCHES and c.H in COARSE_HIDDEN
 
 
 def flop(call: Call) -> float:
@@ -199,8 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         and args.directions in (None, call.case.directions)
         and args.cells <= call.case.cell
     ]
-    candidates = (f"{OURS}:{target.backend}", ATEN)
-    plan = Plan(candidates, target.device, args.seconds, args.threads, check_accuracy=False)
+    plan = plan_for(target, args.seconds, args.threads)
     try:
         failed = _measure(target, plan, chosen, table, path)
     except KeyboardInterrupt:
@@ -211,33 +230,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(target: Target, plan: Plan, chosen: Sequence[Call], table: Table, path: Path) -> int:
-    """Measures what the table lacks, and writes it after every call; returns how many failed."""
-    made = _facts(plan)
-    left = [call for call in chosen if not _known(table, call, made, plan.device)]
+    """Measures what the table lacks; returns how many failed."""
+    left = missing(chosen, table, plan)
     expected = [expected_seconds(call, plan.seconds, target.flop_rate, plan.device) for call in left]
     ahead = sum(expected)
     print(
         f"{len(left)} of {len(chosen)} calls to measure, about {ahead / 60:.0f} minutes: {path}", flush=True
     )
     start, begun, done, failed = time.monotonic(), 0.0, 0.0, 0
+    found = measure_each(target, plan, left, table, path)
+    for number, ((row, point), took) in enumerate(zip(found, expected, strict=True), 1):
+        done += took
+        if number == 1:  # it also starts the processes, so its time predicts nothing
+            start, begun = time.monotonic(), done
+        pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
+        if point is not None:
+            figures = f"aten / {target.backend} {point.ratio:.2f}"
+        else:
+            failed += 1
+            figures = f"FAILED: {reasons(row)}"
+        remaining = f"{pace * (ahead - done) / 60:.0f} minutes left"
+        print(f"{number} of {len(left)}, {remaining}: {row.name}: {figures}", flush=True)
+    return failed
+
+
+def measure_each(
+    target: Target, plan: Plan, calls: Sequence[Call], table: Table, path: Path
+) -> Iterator[tuple[Row, Point | None]]:
+    """Measures call by call, adds each to the table and writes it. A call that failed has no point."""
+    made = _facts(plan)
     with Runner(plan, None, target.launch) as runner:
-        for number, (call, took) in enumerate(zip(left, expected, strict=True), 1):
+        for call in calls:
             row = runner.measure(call)
-            done += took
-            if number == 1:  # it also starts the processes, so its time predicts nothing
-                start, begun = time.monotonic(), done
-            pace = (time.monotonic() - start) / (done - begun) if number > 1 else 1.0
+            point = None
             if row.measured.keys() == set(plan.candidates):
                 point = _point(row, plan.candidates)
                 _add(table, call, point, made, plan.device)
                 _save(table, path)
-                figures = f"aten / {target.backend} {point.ratio:.2f}"
-            else:
-                failed += 1
-                figures = "FAILED: " + "; ".join(m.reason for m in row.candidates.values() if m.reason)
-            remaining = f"{pace * (ahead - done) / 60:.0f} minutes left"
-            print(f"{number} of {len(left)}, {remaining}: {row.name}: {figures}", flush=True)
-    return failed
+            yield row, point
+
+
+def reasons(row: Row) -> str:
+    """Why a call failed."""
+    return "; ".join(m.reason for m in row.candidates.values() if m.reason)
+
+
+def missing(calls: Sequence[Call], table: Table, plan: Plan) -> list[Call]:
+    """The calls of which the table has no undisturbed measurement under the same conditions."""
+    made = _facts(plan)
+    return [call for call in calls if not _known(table, call, made, plan.device)]
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
@@ -291,17 +332,7 @@ def _point(row: Row, candidates: Sequence[str]) -> Point:
 
 
 def _save(table: Table, path: Path) -> None:
-    """Writes the table with one line for each point."""
-    kinds = []
-    for name, kind in sorted(table.kinds.items()):
-        points = ",\n".join(f"    {json.dumps(point)}" for point in kind.points)
-        made = json.dumps(kind.made)
-        kinds.append(f'  {json.dumps(name)}: {{\n   "made": {made},\n   "points": [\n{points}\n   ]\n  }}')
-    text = (
-        f'{{\n "machine": {json.dumps(table.machine._asdict())},\n "columns": {json.dumps(Point._fields)},\n'
-        ' "kinds": {\n' + ",\n".join(kinds) + "\n }\n}\n"
-    )
-    write_whole(path, text)
+    write_whole(path, measured.to_text(table))
 
 
 def _summarize(table: Table, path: Path) -> None:

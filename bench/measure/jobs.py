@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import cnnlstm_fast
+from cnnlstm_fast.recurrent.backends import first_use
 
 from ..cases import Case
 from ..models import make
@@ -236,6 +237,7 @@ def fast_job(
 ) -> Job | ModelJob:
     """cnnlstm_fast.LSTM with the named backend, or "auto", or the model after ``optimize``; ``states`` defaults to the
     case's."""
+    first_use.renew()  # each call stands for a program of its own
     if isinstance(inputs, ModelInputs):
         return _optimized(case, inputs, mode, backend, amp)
     if case.cell:

@@ -24,7 +24,8 @@ from bench.measure.runner import Runner
 from bench.report.record import Row
 from cnnlstm_fast import BACKENDS, LSTMCell, _native
 from cnnlstm_fast.recurrent.backends import measured
-from cnnlstm_fast.recurrent.backends.measured import Gpu, Machine, Table
+from cnnlstm_fast.recurrent.backends.measured import Gpu, Table
+from cnnlstm_fast.recurrent.backends.this_machine import Machine, running
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the native part")
 ARGUMENTS = ["--dtype", "f32", "--directions", "1", "--seconds", "0.001"]
@@ -86,7 +87,7 @@ def test_it_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     assert "6 of 6 calls to measure, about " in printed and "of 3 points" in printed
     table = measured.load(path)
-    assert table.machine == Machine(measured.running().isa, 1) and table.kinds.keys() == KINDS
+    assert table.machine == Machine(running().isa, 1) and table.kinds.keys() == KINDS
     for kind in table.kinds.values():
         assert [p[:4] for p in kind.points] == [(1, 2, 16, 16), (3, 2, 16, 16), (1, 2, 128, 16)]
         assert kind.made.keys() == {"source", "commit", "dirty", "torch", "cpu", "seconds"}

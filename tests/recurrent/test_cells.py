@@ -587,14 +587,14 @@ def test_without_measurements_cells_are_trained_by_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measured, "TABLES", tmp_path)
-    measured.nearest.cache_clear()
+    measured.shipped.cache_clear()
     try:
         choice = select(spec(grad=True))
         assert choice.backend.name == "aten" and "not known" in choice.rejected["cpu"]
         assert select(spec(grad=False)).backend.name == "cpu"
         assert "backend:  aten" in explain(cnnlstm_fast.LSTMCell(I, H))  # of an unknown batch
     finally:
-        measured.nearest.cache_clear()
+        measured.shipped.cache_clear()
 
 
 def test_traced_and_autocast_cells_are_pytorchs_own() -> None:

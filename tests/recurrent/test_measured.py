@@ -15,16 +15,17 @@ from test_dispatch import SPEC
 import cnnlstm_fast
 from cnnlstm_fast import _native
 from cnnlstm_fast.recurrent import dispatch
-from cnnlstm_fast.recurrent.backends import cpu, measured
+from cnnlstm_fast.recurrent.backends import cpu, measured, this_machine
 from cnnlstm_fast.recurrent.backends import triton as triton_backend
-from cnnlstm_fast.recurrent.backends.measured import ISAS, Gpu, Kind, Machine, Point
+from cnnlstm_fast.recurrent.backends.measured import Gpu, Kind, Point
+from cnnlstm_fast.recurrent.backends.this_machine import ISAS, Machine
 from cnnlstm_fast.recurrent.canonical import LSTMSpec
 
 KINDS = {
     f"{dtype} {mode} D={D}"
     for dtype, mode, D in itertools.product(("float32", "bfloat16"), ("inference", "training"), (1, 2))
 }
-HERE = Machine("avx2", 2)
+HERE, CPU = Machine("avx2", 2), "A processor"
 needs_native = pytest.mark.skipif(not _native.available, reason="needs the native part")
 
 
@@ -89,24 +90,30 @@ def test_slow_is_what_is_so_beyond_noise(value: float, noise: float, slow: bool)
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Writes a table in the place of those of the package, for a machine that has two threads and AVX2."""
 
-    def plant(machine: Machine | Gpu = HERE, backend: str = "cpu", **kinds: list[Point]) -> None:
+    def plant(
+        machine: Machine | Gpu = HERE, backend: str = "cpu", of_cpu: str = CPU, **kinds: list[Point]
+    ) -> None:
         document = {
             "machine": machine._asdict(),
             "kinds": {
-                name.replace("_", " ").replace("D", "D="): {"made": {"source": "a test"}, "points": points}
+                name.replace("_", " ").replace("D", "D="): {
+                    "made": {"source": "a test", "cpu": of_cpu},
+                    "points": points,
+                }
                 for name, points in kinds.items()
             },
         }
         path = tmp_path / backend / machine.file
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(document))
-        measured.nearest.cache_clear()
+        measured.shipped.cache_clear()
 
     monkeypatch.setattr(measured, "TABLES", tmp_path)
-    monkeypatch.setattr(measured, "running", lambda: HERE)
-    measured.nearest.cache_clear()
+    monkeypatch.setattr(this_machine, "running", lambda: HERE)
+    monkeypatch.setattr(this_machine, "cpu_name", lambda: CPU)
+    measured.shipped.cache_clear()
     yield plant
-    measured.nearest.cache_clear()
+    measured.shipped.cache_clear()
 
 
 def call(T: int | None, B: int | None, H: int, **other: object) -> LSTMSpec:
@@ -150,6 +157,13 @@ def test_explain_tells_of_the_measurement(planted: Callable[..., None]) -> None:
 @needs_native
 def test_without_a_table_the_first_in_order_is_taken(planted: Callable[..., None]) -> None:
     assert dispatch.select(call(8, 16, 32)).backend.name == "cpu"
+
+
+@needs_native
+def test_a_table_of_another_processor_is_named(planted: Callable[..., None]) -> None:
+    planted(of_cpu="Some other one", float32_inference_D1=[point(1, 1, 16, 0.5)])
+    reason = dispatch.select(call(1, 1, 16)).rejected["cpu"]
+    assert reason.endswith("(avx2, 2 threads of another processor, Some other one)")
 
 
 @needs_native
@@ -250,7 +264,7 @@ def test_there_is_a_committed_table() -> None:
 
 @needs_native
 def test_every_instruction_set_of_the_kernels_is_known() -> None:
-    assert measured.running().isa in ISAS and measured.running().threads == torch.get_num_threads()
+    assert this_machine.running().isa in ISAS and this_machine.running().threads == torch.get_num_threads()
     assert set(_native.facts()["cpu"]["isas"]) <= set(ISAS)
 
 

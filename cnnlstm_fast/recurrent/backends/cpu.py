@@ -6,7 +6,7 @@ import torch
 
 from ... import _native
 from ..canonical import LSTMSpec
-from . import measured
+from . import first_use, measured, this_machine
 from .base import Backend, MeasuredSpeed
 
 
@@ -24,7 +24,8 @@ def _supports(spec: LSTMSpec) -> str | None:
 
 def _measured_speed(spec: LSTMSpec) -> MeasuredSpeed | None:
     """Cached with the call's plan: it depends on the number of threads at the first call with the same key."""
-    return measured.measured_speed(spec, "cpu", measured.running)
+    here = first_use.measured_here(spec)
+    return measured.measured_speed(spec, "cpu", this_machine.running) if here is None else here
 
 
 def plan(spec: LSTMSpec) -> str | None:

@@ -1,5 +1,5 @@
 """The speed of a backend relative to ``aten``, from the tables in ``tables/`` that ``python -m bench.calibrate.choose``
-writes.
+writes, and from the one that ``cnnlstm-fast calibrate`` writes to the user's cache.
 
 There is a folder for each backend, and in it one file for each class of machines that was measured. In a file each
 ``kind`` of call (dtype, inference or training, directions) has points with the ratio of the time of ``aten`` to that
@@ -12,37 +12,24 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ... import _native
 from ..canonical import LSTMSpec
-from . import aten
+from . import aten, this_machine
 from .base import MeasuredSpeed
+from .this_machine import ISAS, Machine
 
 TABLES = Path(__file__).parent / "tables"
-ISAS = ("portable", "avx2", "avx512", "avx512_amx")
-"""The instruction sets for which the kernels differ in speed, the slowest first."""
-
-
-class Machine(NamedTuple):
-    """A class of CPUs with similar ratios."""
-
-    isa: str  # of ISAS
-    threads: int
-
-    def __str__(self) -> str:
-        return f"{self.isa}, {self.threads} thread{'s' * (self.threads != 1)}"
-
-    @property
-    def file(self) -> str:
-        return f"{self.isa}-{self.threads}.json"
+LEAST_POINTS = 10
+"""Of a kind in a table of the user's: an interrupted run leaves fewer, which say too little of the other sizes."""
 
 
 class Gpu(NamedTuple):
@@ -56,18 +43,6 @@ class Gpu(NamedTuple):
     @property
     def file(self) -> str:
         return re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-") + ".json"
-
-
-def running() -> Machine:
-    """The class of this machine with this process's number of threads."""
-    return Machine(_isa(), torch.get_num_threads())
-
-
-@lru_cache(maxsize=1)
-def _isa() -> str:
-    isa: str = _native.facts()["cpu"]["active_isa"]
-    amx = isa == "avx512" and torch.cpu._is_amx_tile_supported()  # the kernels call PyTorch's products there
-    return "avx512_amx" if amx else isa
 
 
 class Point(NamedTuple):
@@ -99,6 +74,13 @@ class Estimate(NamedTuple):
     def slow(self) -> bool:
         """Whether ``aten`` is faster by more than noise."""
         return self.ratio < SLOW and self.high < 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"aten is {1 / self.ratio:.2f} times as fast"
+            if self.slow
+            else f"{self.ratio:.2f} times as fast as aten"
+        )
 
 
 @dataclass(frozen=True)
@@ -143,9 +125,7 @@ def kind(spec: LSTMSpec) -> str:
     return name + " stacked" * stacked + " packed" * spec.packed
 
 
-def measured_speed(
-    spec: LSTMSpec, backend: str, this_machine: Callable[[], Machine | Gpu]
-) -> MeasuredSpeed | None:
+def measured_speed(spec: LSTMSpec, backend: str, on: Callable[[], Machine | Gpu]) -> MeasuredSpeed | None:
     """By the tables of measurements; None where they do not apply. They hold calls without a projection that ``aten``
     supports. In a traced graph the sizes are unknown, and the machine cannot be queried; there, and under autocast, a
     cell is slower for any size."""
@@ -155,24 +135,25 @@ def measured_speed(
         return MeasuredSpeed(True, "autocast converts the weights for aten once, for this one in every step")
     if spec.tracing or spec.proj_size or aten.BACKEND.supports(spec) is not None:
         return None
-    machine = this_machine()
-    table = nearest(backend, machine, kind(spec))
+    machine, name = on(), kind(spec)
+    of_this_machine = own(backend, machine, name)
+    table = of_this_machine or nearest(backend, machine, name)
     if table is None and spec.cell and spec.grad:
         return MeasuredSpeed(
             True, "its speed in the training of cells is not known, and often below that of aten"
         )
     if table is None or spec.T is None or spec.B is None:
         return None
-    found = table.kinds[kind(spec)]
+    found = table.kinds[name]
     sizes = (spec.T, spec.B, spec.input_size, spec.hidden_size)
     estimate, near = found.estimate(*sizes), found.closest(*sizes)
-    ratio, slow = estimate.ratio, estimate.slow
-    faster = f"aten is {1 / ratio:.2f} times as fast" if slow else f"{ratio:.2f} times as fast as aten"
     where = str(table.machine)
     if table.machine != machine:
         where += f", the nearest to this machine's {machine}"
+    elif isinstance(machine, Machine) and table is not of_this_machine:
+        where += f" of another processor, {found.made.get('cpu', 'unnamed')}"
     place = f"T={near.T} B={near.B} I={near.I} H={near.H}"
-    return MeasuredSpeed(slow, f"{faster} near {place} by {found.made['source']} ({where})")
+    return MeasuredSpeed(estimate.slow, f"{estimate} near {place} by {found.made['source']} ({where})")
 
 
 def measured_speed_on_gpu(spec: LSTMSpec, backend: str) -> MeasuredSpeed | None:
@@ -202,12 +183,68 @@ def load(path: Path) -> Table:
         ) from error
 
 
-@lru_cache(maxsize=16)
+def to_text(table: Table) -> str:
+    """The file of a table, with one line for each point."""
+    kinds = []
+    for name, found in sorted(table.kinds.items()):
+        points = ",\n".join(f"    {json.dumps(point)}" for point in found.points)
+        made = json.dumps(found.made)
+        kinds.append(f'  {json.dumps(name)}: {{\n   "made": {made},\n   "points": [\n{points}\n   ]\n  }}')
+    return (
+        f'{{\n "machine": {json.dumps(table.machine._asdict())},\n "columns": {json.dumps(Point._fields)},\n'
+        ' "kinds": {\n' + ",\n".join(kinds) + "\n }\n}\n"
+    )
+
+
+def load_from_cache(path: Path) -> Table | None:
+    """A table in the user's cache, or None where none can be read. A damaged one is ignored with a warning."""
+    try:
+        return load(path)
+    except OSError:
+        return None
+    except ValueError as error:
+        _warn_of_damage(path, str(error))
+        return None
+
+
+@cache
+def _warn_of_damage(path: Path, reason: str) -> None:
+    warnings.warn(f"cnnlstm_fast: {path} is ignored and measured anew: {reason}", stacklevel=2)
+
+
+@lru_cache(maxsize=8)
+def shipped(folder: Path) -> list[Table]:
+    """The tables of one backend that are part of the package."""
+    return [load(path) for path in sorted(folder.glob("*.json"))]
+
+
+calibrated = lru_cache(maxsize=8)(load_from_cache)
+"""The table that ``cnnlstm-fast calibrate`` made, read once."""
+
+
+def own(backend: str, machine: Machine | Gpu, kind: str) -> Table | None:
+    """The table with that kind of calls that was measured on this very machine or, of those that are shipped, on a
+    machine with the same processor and as many threads."""
+    if isinstance(machine, Gpu):
+        return None
+    if this_machine.learns():
+        try:
+            table = calibrated(this_machine.identity(machine).file("table"))
+        except RuntimeError:  # no home directory
+            table = None
+        if table is not None and kind in table.kinds and len(table.kinds[kind].points) >= LEAST_POINTS:
+            return table
+    for table in shipped(TABLES / backend):
+        of_this_cpu = kind in table.kinds and table.kinds[kind].made.get("cpu") == this_machine.cpu_name()
+        if table.machine == machine and of_this_cpu:
+            return table
+    return None
+
+
 def nearest(backend: str, machine: Machine | Gpu, kind: str) -> Table | None:
-    """Of the tables with that kind of calls the one of the class nearest to a machine: for CPUs by the instruction set
-    first, then by the threads."""
-    tables = [load(path) for path in sorted((TABLES / backend).glob("*.json"))]
-    tables = [table for table in tables if kind in table.kinds]
+    """Of the shipped tables with that kind of calls the one of the class nearest to a machine: for CPUs by the
+    instruction set first, then by the threads."""
+    tables = [table for table in shipped(TABLES / backend) if kind in table.kinds]
     if isinstance(machine, Gpu):
         return next((table for table in tables if table.machine == machine), None)
 

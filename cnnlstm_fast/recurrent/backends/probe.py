@@ -1,0 +1,139 @@
+"""A short measurement of one call of an LSTM or of a cell: ours against ``aten``, in turns, on made-up tensors."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...timing import interleave, paired_ratio, timed
+from ..canonical import LSTMSpec
+from .measured import Point
+
+LOOP = 20
+"""Steps of the loop in which cells are measured."""
+MOST_LAYERS = 2
+"""A first and an inner layer stand for a stack."""
+LEAST_T, LONG_CALL = 8, 0.03
+"""A call that is expected to take more than ``LONG_CALL`` seconds is measured with fewer steps, down to ``LEAST_T``:
+from there on its time grows in proportion to them."""
+SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 0.1, 5, 40
+"""Of the rounds. A round is one call of each."""
+LONG_ROUNDS, LONG_ROUND = 3, 0.05
+"""The least rounds where one takes so many seconds."""
+
+FLOP_RATE, STEP_BYTES, STEP_SECONDS = 5e10, 2e10, 2e-5
+"""A rough machine, to know beforehand which calls are long: FLOP/s of a thread, bytes/s at which a step reads the
+recurrent weights, seconds of a step without work."""
+
+
+def measured_sizes(spec: LSTMSpec) -> tuple[int, int]:
+    """T and the number of layers with which a call is measured."""
+    assert spec.T is not None
+    if spec.cell:
+        return LOOP, 1
+    layers, T = min(spec.num_layers, MOST_LAYERS), spec.T
+    while T > LEAST_T and T * layers * _seconds_of_step(spec) > LONG_CALL:
+        T = max(LEAST_T, T // 2)
+    return T, layers
+
+
+def expected_seconds(spec: LSTMSpec) -> float:
+    """Of one call of the measurement, roughly."""
+    T, layers = measured_sizes(spec)
+    return T * layers * _seconds_of_step(spec)
+
+
+def weight_bytes(spec: LSTMSpec) -> int:
+    layers = measured_sizes(spec)[1]
+    inputs = spec.input_size + (layers - 1) * spec.directions * spec.hidden_size
+    numbers = 4 * spec.hidden_size * (inputs + layers * spec.hidden_size) * spec.directions
+    return numbers * spec.dtype.itemsize
+
+
+def _seconds_of_step(spec: LSTMSpec) -> float:
+    assert spec.B is not None
+    H, I = spec.hidden_size, spec.input_size
+    arithmetic = 8 * spec.B * H * (I + H) / (FLOP_RATE * torch.get_num_threads())
+    reading = 4 * H * H * spec.dtype.itemsize / STEP_BYTES
+    return (STEP_SECONDS + max(arithmetic, reading)) * spec.directions * (3 if spec.grad else 1)
+
+
+def probe(spec: LSTMSpec, limit: float) -> Point | None:
+    """Measures the call. Takes at most about ``limit`` seconds; None where that is too little for a result.
+
+    The caller's modes (autocast, gradients, torch functions) and random numbers stay as they are.
+    """
+    T, _ = measured_sizes(spec)
+    with (
+        torch._C.DisableTorchFunction(),
+        torch.autocast(spec.device, enabled=False),
+        torch.set_grad_enabled(spec.grad),
+    ):
+        calls = {name: _call(spec, name) for name in ("cpu", "aten")}
+        spent = 0.0
+        for _ in range(2):  # the first round also sets up libraries, threads and memory
+            before = spent
+            for call in calls.values():
+                spent += timed(call)
+                if spent > limit / 2:
+                    return None
+        once = spent - before
+        rounds = LEAST_ROUNDS if once < LONG_ROUND else LONG_ROUNDS
+        if spent + rounds * once > limit:
+            return None
+        times = interleave(calls, min(SECONDS, limit - spent), rounds, MOST_ROUNDS, warm_up=False)
+        ratio = paired_ratio(times["aten"], times["cpu"])
+    ours, theirs = (_rounded(1e6 * statistics.median(of)) for of in (times["cpu"], times["aten"]))
+    value, low, high = (_rounded(x) for x in (ratio.value, ratio.low, ratio.high))
+    return Point(T, spec.B or 0, spec.input_size, spec.hidden_size, ours, theirs, value, low, high, None)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _call(spec: LSTMSpec, backend: str) -> Callable[[], Any]:
+    from .. import cell, functional  # they import the table of backends
+
+    T, layers = measured_sizes(spec)
+    B, I, H, D = spec.B or 0, spec.input_size, spec.hidden_size, spec.directions
+    weights = []
+    for size in (I, *[D * H] * (layers - 1)):
+        for _ in range(D):
+            weights += [_filled(spec, 4 * H, size), _filled(spec, 4 * H, H)]
+            weights += [_filled(spec, 4 * H), _filled(spec, 4 * H)] if spec.bias else []
+    x = _filled(spec, T, B, I)
+
+    def forward() -> Tensor:
+        if not spec.cell:
+            return functional.lstm(
+                *(x, None, weights),
+                num_layers=layers,
+                bias=spec.bias,
+                bidirectional=spec.bidirectional,
+                backend=backend,
+            )[0]
+        states = None
+        for step in x:
+            states = cell.run(step, states, weights, H, backend)
+        assert states is not None
+        return states[0]
+
+    if not spec.grad:
+        return forward
+    leaves = [t.requires_grad_() for t in (x, *weights)]
+    grad = _filled(spec, B * H if spec.cell else T * B * D * H)
+    # a loss: given a gradient, autograd would import SymPy at its first use, which takes half a second
+    return lambda: torch.autograd.grad(torch.dot(forward().reshape(-1), grad), leaves)
+
+
+def _filled(spec: LSTMSpec, *shape: int) -> Tensor:
+    """Small numbers of both signs, without a random generator, which would take longer than the calls."""
+    some = torch.linspace(-0.1, 0.1, 1021, dtype=spec.dtype, device=spec.device)
+    count = math.prod(shape)
+    return some.repeat(-(-count // len(some)))[:count].view(shape)
