@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .canonical import CallKey, TensorKey, check_hx, check_step
 from .dispatch import Plan, cached, plan
@@ -19,10 +19,11 @@ from .ops import run_step
 from .transforms import transformed
 
 
-def run(layer: nn.Module, input: Tensor, hx: States | None, weights: list[Tensor]) -> States:
+def run(cell: Any, input: Tensor, hx: States | None, weights: list[Tensor]) -> States:
     """Checks a call of a fast LSTMCell, chooses its backend and runs it.
 
     Args:
+        cell: the layer, of which ``hidden_size`` and ``backend`` are read.
         input: (B, I) or (I,).
         hx: h and c, each (B, H) or (H,); None for zeros.
         weights: w_ih (4H, I), w_hh (4H, H) and, where there are biases, b_ih, b_hh (4H).
@@ -30,13 +31,12 @@ def run(layer: nn.Module, input: Tensor, hx: States | None, weights: list[Tensor
     Returns:
         The next h and c, like hx.
     """
-    cell: Any = layer
     x, h, c = _batched(input, hx, cell.hidden_size)
     facts = _facts(x, h, c, weights, cell.backend)
     tracing = torch.compiler.is_compiling()
     spec, choice = (_plan if tracing else _cached_plan)(*facts)
     if not tracing:
-        admit_known(layer, input, hx, choice.backend.name)
+        admit_known(cell, input, hx, choice.backend.name)
     if choice.backend.step is not None and (tracing or not transformed()):
         h, c = choice.backend.step(x, (h, c), *weights)
     elif spec.autocast:

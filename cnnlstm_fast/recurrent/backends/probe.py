@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ def _call(spec: LSTMSpec, backend: str) -> Callable[[], Any]:
             weights += [_filled(spec, 4 * H, size), _filled(spec, 4 * H, H)]
             weights += [_filled(spec, 4 * H), _filled(spec, 4 * H)] if spec.bias else []
     x = _filled(spec, T, B, I)
+    layer = SimpleNamespace(hidden_size=H, backend=backend)  # what a cell's call reads of its layer
 
     def forward() -> Tensor:
         if not spec.cell:
@@ -120,7 +122,7 @@ def _call(spec: LSTMSpec, backend: str) -> Callable[[], Any]:
             )[0]
         states = None
         for step in x:
-            states = cell.run(step, states, weights, H, backend)
+            states = cell.run(layer, step, states, weights)
         assert states is not None
         return states[0]
 
