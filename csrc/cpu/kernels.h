@@ -45,10 +45,10 @@ struct GemmMicrokernel {
 // as many bytes.
 constexpr int64_t kMicrokernelTile = 32;
 
-// A single row of bf16 is multiplied without the micro-kernel, which takes as long for one row as for four.
-// The two are alike where AMX runs at its full speed, and it may run at a third of it for seconds
-// (docs/notes/cpu.md).
-constexpr int64_t kMicrokernelMinRows = 2;
+// One or two rows of bf16 are multiplied without the micro-kernel, which takes as long for one row as for
+// four. AMX may run at a third of its speed for seconds, where another machine shares the core
+// (docs/notes/cpu.md): for two rows it loses more then than it gains otherwise.
+constexpr int64_t kMicrokernelMinRows = 3;
 
 // Stride in bytes of quantized rows: K bytes, padded to words, and their scale (quantize.h).
 constexpr int64_t quantized_bytes(int64_t K) { return (K + 3) / 4 * 4 + 4; }
