@@ -42,6 +42,7 @@ PREPARE = "tests/encoder/test_prepare.py"
 FRAMES = "tests/encoder/test_frames.py"
 TRAINING = "tests/encoder/test_training.py"
 TRANSFORMS = "tests/recurrent/test_transforms.py"
+FIRST_USE = "tests/recurrent/test_first_use.py"
 INT8 = "tests/recurrent/test_int8.py tests/recurrent/test_prepacked.py"
 
 FAULTS = [
@@ -568,6 +569,112 @@ FAULTS = [
         "if forward_ad._current_level >= 0:",
         "if False:",
         "tests/recurrent/test_tracers.py",
+    ),
+    # the measurement at first use
+    Fault(
+        "first use: not asked of a measurement",
+        "cnnlstm_fast/recurrent/backends/first_use.py",
+        'MeasuredSpeed(estimate.slow, f"{estimate}, measured',
+        'MeasuredSpeed(False, f"{estimate}, measured',
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: measured in a checkpoint",
+        "cnnlstm_fast/recurrent/backends/first_use.py",
+        "torch._C._autograd._top_saved_tensors_default_hooks(True) is not None",
+        "False",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: no bound in a process",
+        "cnnlstm_fast/recurrent/backends/first_use.py",
+        "self._in_all -= seconds",
+        "self._in_all -= 0.0",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: no bound at once",
+        "cnnlstm_fast/recurrent/backends/first_use.py",
+        "self._left -= seconds",
+        "self._left -= 0.0",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: two threads measure",
+        "cnnlstm_fast/recurrent/backends/first_use.py",
+        "calls_here.find(here, name, *sizes) or _measure",
+        "_measure",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: measured in a forked child",
+        "cnnlstm_fast/recurrent/backends/first_use.py",
+        "os.getpid() != _process",
+        "False",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: identity without the processor",
+        "cnnlstm_fast/recurrent/backends/this_machine.py",
+        "hashlib.sha256(repr(self).encode())",
+        "hashlib.sha256(repr(self[2:]).encode())",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: a file of another machine",
+        "cnnlstm_fast/recurrent/backends/calls_here.py",
+        "if found.made == _made(here)",
+        "if found.made",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: other processes' calls are lost",
+        "cnnlstm_fast/recurrent/backends/calls_here.py",
+        "kinds = _read(here, path)",
+        "kinds = {kind: _points(here)[kind][:-1]}",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: a warning for every look",
+        "cnnlstm_fast/recurrent/backends/measured.py",
+        "_warn_of_damage(path, str(error))",
+        "_warn_of_damage.__wrapped__(path, str(error))",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: a single step like two",
+        "cnnlstm_fast/recurrent/backends/calls_here.py",
+        "return math.inf if min(a, b) <= 1 else",
+        "return",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: tables of other processors are this one's",
+        "cnnlstm_fast/recurrent/backends/measured.py",
+        'kind in table.kinds and table.kinds[kind].made.get("cpu") == this_machine.cpu_name()',
+        "kind in table.kinds",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: cannot be turned off",
+        "cnnlstm_fast/recurrent/backends/this_machine.py",
+        'os.environ.get("CNNLSTM_CALIBRATE") != "0"',
+        "True",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: seen by the caller's modes",
+        "cnnlstm_fast/recurrent/backends/probe.py",
+        "torch._C.DisableTorchFunction(),",
+        "torch.no_grad(),",
+        FIRST_USE,
+    ),
+    Fault(
+        "cache: a file is written in place",
+        "cnnlstm_fast/files.py",
+        "os.replace(temporary, path)",
+        "path.write_bytes(data)",
+        FIRST_USE,
     ),
 ]
 

@@ -266,6 +266,20 @@ def test_what_is_kept_of_deleted_weights_goes_while_other_calls_go_on() -> None:
     assert torch.ops.cnnlstm_fast.prepacked_bytes() == of_other
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_kept_of_deleted_weights_goes_while_calls_that_keep_nothing_go_on(training: bool) -> None:
+    cnnlstm_fast.clear_cache()
+    deleted, other = _layer(), _layer().train(training)
+    for _ in range(CALLS):
+        _check(deleted)
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() > 0
+    del deleted
+    with torch.set_grad_enabled(training):
+        for _ in range(32):
+            other(torch.randn(1, 1, 24))
+    assert torch.ops.cnnlstm_fast.prepacked_bytes() == 0
+
+
 def _answer_from_a_child(layer: nn.Module, x: Tensor, queue: Any) -> None:
     kept = [torch.ops.cnnlstm_fast.prepacked_bytes()]
     with torch.no_grad():

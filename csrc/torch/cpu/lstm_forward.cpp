@@ -86,6 +86,7 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
                        const OptionalTensor& dropout_mask, bool bidirectional, bool for_backward,
                        bool all_cells, bool int8) {
   CpuCall call(input, h0, c0, weights, batch_sizes, lengths, reset, dropout_mask, bidirectional);
+  count_call();
   if (int8) check_int8(call, input.scalar_type(), for_backward);
   const Kernels& kernel = int8 ? kernels_int8() : kernels(input.scalar_type() == at::kBFloat16);
   const int64_t width = call.D * call.P;

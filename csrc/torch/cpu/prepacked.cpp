@@ -79,7 +79,6 @@ void look_up(std::vector<Use>& uses, void (*fingerprint)(FingerprintSpan*, int, 
   {
     Cache& cache = *process_cache;
     const std::lock_guard lock(cache.mutex);
-    if (++cache.calls >= kCallsPerSweep) cache.sweep();
     for (Use& use : uses) {
       use.frozen = cache.is_frozen(use.weight);
       const auto found = cache.entries.find(use.key);
@@ -136,6 +135,11 @@ int64_t sampling_period(const at::Tensor& weight, const Kernels& kernel) {
 }
 
 }  // namespace
+
+void count_call() {
+  const std::lock_guard lock(process_cache->mutex);
+  if (++process_cache->calls >= kCallsPerSweep) process_cache->sweep();
+}
 
 std::vector<at::Tensor> prepacked(const std::vector<WantedPanels>& wanted, const Kernels& kernel) {
   std::vector<at::Tensor> panels(wanted.size());

@@ -14,6 +14,9 @@
 
 namespace cnnlstm {
 
+// Of every call of the operator: every so often it frees what belongs to weights that no longer exist.
+void count_call();
+
 struct WantedPanels {
   at::Tensor weight;  // (4H, K); undefined where none are wanted
   bool pays;          // whether the call gains by panels that are checked against the weight in every call
