@@ -229,8 +229,8 @@ FAULTS = [
     Fault(
         "prepacked weights: a promise taken back leaves what was made meanwhile",
         "csrc/torch/cpu/prepacked.cpp",
-        "std::erase_if(process_cache->entries,",
-        "if (false) std::erase_if(process_cache->entries,",
+        "std::erase_if(process_cache->entries, [&]",
+        "if (false) std::erase_if(process_cache->entries, [&]",
         "tests/recurrent/test_frozen.py",
     ),
     Fault(

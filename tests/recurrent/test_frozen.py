@@ -81,6 +81,19 @@ def test_weights_that_replace_frozen_ones_are_not_frozen() -> None:
     assert "frozen" not in explain(revert(frozen_layer()))
 
 
+def test_a_weight_beside_a_frozen_one_in_the_same_memory_is_not_frozen() -> None:
+    layer, other = nn.LSTM(I, H, num_layers=2).eval(), optimize(nn.LSTM(I, H, 2).eval(), backend="cpu")
+    both = torch.randn(2, 4 * H, H) / 8
+    layer.weight_hh_l0, other.weight_hh_l0 = nn.Parameter(both[0]), nn.Parameter(both[1])
+    optimize(layer, backend="cpu", frozen=True)
+    for _ in range(3):
+        assert same(layer, 30, 2) and same(other, 30, 2)
+    other.weight_hh_l0.data.neg_()
+    assert same(other, 30, 2)
+    layer.weight_hh_l0.data.neg_()
+    assert not same(layer, 30, 2)
+
+
 def test_cells_are_frozen_and_models_without_lstm_too() -> None:
     cell = optimize(nn.LSTMCell(I, H), backend="cpu", frozen=True)
     x = torch.randn(3, I)

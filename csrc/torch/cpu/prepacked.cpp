@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <utility>
 
 #include "cpu/threads.h"
 
@@ -30,6 +31,13 @@ struct Entry {
   at::Tensor made;       // the panels or the copy; set on the second use, with the fingerprint
 };
 
+// A storage, and where in it a weight begins.
+using Place = std::pair<const c10::StorageImpl*, const void*>;
+
+Place place_of(const at::Tensor& weight) {
+  return {weight.storage().unsafeGetStorageImpl(), weight.const_data_ptr()};
+}
+
 // What is made: panels for these kernels, or (null) a copy of that dtype.
 using Key =
     std::tuple<const c10::StorageImpl*, const void*, int64_t, int64_t, at::ScalarType, const Kernels*>;
@@ -37,7 +45,7 @@ using Key =
 struct Cache {
   std::mutex mutex;
   std::map<Key, Entry> entries;
-  std::map<const c10::StorageImpl*, WeakStorage> frozen;
+  std::map<Place, WeakStorage> frozen;
   int calls = 0;
 
   void sweep() {
@@ -47,7 +55,7 @@ struct Cache {
   }
 
   bool is_frozen(const at::Tensor& weight) const {
-    const auto found = frozen.empty() ? frozen.end() : frozen.find(weight.storage().unsafeGetStorageImpl());
+    const auto found = frozen.empty() ? frozen.end() : frozen.find(place_of(weight));
     return found != frozen.end() && !found->second.expired();
   }
 };
@@ -211,18 +219,18 @@ void freeze(at::TensorList weights) {
   thaw(weights);
   const std::lock_guard lock(process_cache->mutex);
   for (const at::Tensor& weight : weights)
-    process_cache->frozen.emplace(weight.storage().unsafeGetStorageImpl(),
-                                  weight.storage().getWeakStorageImpl());
+    process_cache->frozen.emplace(place_of(weight), weight.storage().getWeakStorageImpl());
 }
 
 void thaw(at::TensorList weights) {
   const std::lock_guard lock(process_cache->mutex);
   for (const at::Tensor& weight : weights) {
-    const c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
-    process_cache->frozen.erase(storage);
+    const Place place = place_of(weight);
+    process_cache->frozen.erase(place);
     // What was made of a frozen weight has no fingerprint.
-    std::erase_if(process_cache->entries,
-                  [&](const auto& item) { return std::get<0>(item.first) == storage; });
+    std::erase_if(process_cache->entries, [&](const auto& item) {
+      return Place{std::get<0>(item.first), std::get<1>(item.first)} == place;
+    });
   }
 }
 
