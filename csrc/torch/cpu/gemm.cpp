@@ -80,14 +80,14 @@ bool uses_onednn(const at::Tensor& a, const at::Tensor& b) {
 
 }  // namespace
 
-at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
+at::Tensor gemm(const at::Tensor& a, const at::Tensor& b) {
   if (!uses_onednn(a, b)) return at::mm(a, b);
   at::Tensor to = at::empty({a.size(0), b.size(1)}, a.options());
   onednn_product(to, a, b, 0.0f);
   return to;
 }
 
-void add_product(at::Tensor& to, const at::Tensor& a, const at::Tensor& b) {
+void add_gemm(at::Tensor& to, const at::Tensor& a, const at::Tensor& b) {
   if (!uses_onednn(a, b)) {
     to.addmm_(a, b);
   } else {

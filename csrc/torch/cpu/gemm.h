@@ -10,10 +10,10 @@ namespace cnnlstm {
 // a (M, K) times b (K, N), of float32 or bf16 and any strides. For float32 PyTorch itself always calls MKL,
 // which reaches less than half of oneDNN's rate on AMD's processors; which one is faster here is measured at
 // the first large product.
-at::Tensor product(const at::Tensor& a, const at::Tensor& b);
+at::Tensor gemm(const at::Tensor& a, const at::Tensor& b);
 
 // to += a b
-void add_product(at::Tensor& to, const at::Tensor& a, const at::Tensor& b);
+void add_gemm(at::Tensor& to, const at::Tensor& a, const at::Tensor& b);
 
 // The library of large float32 products, "mkl" or "onednn"; `transposed`: of those whose a lies in memory
 // column by column. Measures where nothing was measured.

@@ -145,7 +145,7 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
       for (int64_t d = 0; d < call.D; ++d) {
         previous_hidden(call, inner, first_h, l, d, factors.narrow(1, d * (call.P + I), call.P));
         at::Tensor* to = &grad_weights[(l * call.D + d) * call.weights_per_direction];
-        const at::Tensor both = product(grad_gates[d].t(), factors.narrow(1, d * call.P, call.P + I));
+        const at::Tensor both = gemm(grad_gates[d].t(), factors.narrow(1, d * call.P, call.P + I));
         *to++ = both.narrow(1, d == 0 ? call.P : 0, I).contiguous();
         *to++ = both.narrow(1, d == 0 ? 0 : I, call.P).contiguous();
         if (call.has_bias) {
@@ -153,12 +153,12 @@ BackwardResult lstm_backward_cpu(const OptionalTensor& grad_output, const Option
           *to++ = sum;
           *to++ = sum.clone();
         }
-        if (call.has_projection) *to++ = product(grad_projected[d].t(), unprojected[d]);
+        if (call.has_projection) *to++ = gemm(grad_projected[d].t(), unprojected[d]);
       }
     }
     if (l == 0 && !input_needs_grad) break;
-    grad_x = product(grad_gates[0], call.w_ih(l, 0));
-    if (call.D == 2) add_product(grad_x, grad_gates[1], call.w_ih(l, 1));
+    grad_x = gemm(grad_gates[0], call.w_ih(l, 0));
+    if (call.D == 2) add_gemm(grad_x, grad_gates[1], call.w_ih(l, 1));
     if (l == 0) break;
     const at::Tensor mask = call.compact_mask(l - 1);
     grad_inner = mask.defined() ? grad_x.mul_(mask) : grad_x;

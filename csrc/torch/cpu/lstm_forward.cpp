@@ -145,8 +145,8 @@ ForwardResult lstm_cpu(const at::Tensor& input, const at::Tensor& h0, const at::
       ForwardDirection& to = layer.direction[d];
       to.reverse = d == 1;
       to.w_ih = w_ih[d].const_data_ptr();
-      if (hoists) products[d] = product(x, w_ih[d].t());
-      if (layer.input_product_has_h0) add_product(products[d], first_h.select(0, state), w_hh[d].t());
+      if (hoists) products[d] = gemm(x, w_ih[d].t());
+      if (layer.input_product_has_h0) add_gemm(products[d], first_h.select(0, state), w_hh[d].t());
       to.input_product = hoists ? products[d].const_data_ptr<float>() : nullptr;
       to.b_ih = data_or_null(b_ih[d]);
       to.b_hh = data_or_null(b_hh[d]);
