@@ -107,7 +107,10 @@ TORCH_LIBRARY(cnnlstm_fast, m) {
   m.def("cast_weights(Tensor[] weights, ScalarType dtype) -> Tensor[]", &cast_weights);
   m.def("microkernel_uses() -> int", &microkernel_uses);
   m.def("is_forked_child() -> bool", &is_forked_child);
-  m.def("gemm_library(bool transposed) -> str", &gemm_library);
+  m.def("gemm_library(bool transposed) -> str", [](bool transposed) {
+    settle_threads();  // it may multiply, to measure
+    return gemm_library(transposed);
+  });
   m.def("set_gemm_library(str name) -> ()", &set_gemm_library);
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import eager_copy
+from helpers import eager_copy, threads
 from layers import net, run
 from torch import Tensor, nn
 
@@ -75,7 +75,8 @@ def test_fork_after_first_use(training: bool) -> None:
 
 
 def _describe(layer: nn.Module, x: Tensor, queue: Any) -> None:
-    queue.put((cnnlstm_fast.explain(layer, x), cli.info()))
+    info = cli.info()  # measures products of matrices, where nothing has before
+    queue.put((cnnlstm_fast.explain(layer, x), info))
 
 
 @pytest.mark.skipif(not _native.available, reason="needs the native part")
@@ -83,8 +84,9 @@ def _describe(layer: nn.Module, x: Tensor, queue: Any) -> None:
 @pytest.mark.parametrize("backend", ["cpu", "cpu-int8"])
 def test_a_forked_child_says_that_it_has_one_thread(backend: str) -> None:
     layer, x = cnnlstm_fast.LSTM(16, 32, backend=backend).eval(), torch.randn(40, 2, 16)
-    with torch.no_grad():
+    with torch.no_grad(), threads(2):
         layer(x)
+        torch.randn(1 << 20).exp()  # starts OpenMP's threads
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=_describe, args=(layer.requires_grad_(False), x, queue))
