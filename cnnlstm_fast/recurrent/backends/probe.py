@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...timing import interleave, paired_ratio, timed
+from ...other_work import OtherWork
+from ...timing import Ratio, interleave, paired_ratio, timed
 from ..canonical import LSTMSpec
 from .measured import Point
 
@@ -25,6 +27,9 @@ SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 0.1, 5, 40
 """Of the rounds. A round is one call of each."""
 LONG_ROUNDS, LONG_ROUND = 3, 0.05
 """The least rounds where one takes so many seconds."""
+WIDEST, OTHERS, TICKS = 1.3, 0.25, 0.03
+"""A measurement was disturbed if its interval is wider than this factor, or if other processes took more than this part
+of a core from the threads. The system counts their time in ticks, of which a few make no difference."""
 
 FLOP_RATE, STEP_BYTES, STEP_SECONDS = 5e10, 2e10, 2e-5
 """A rough machine, to know beforehand which calls are long: FLOP/s of a thread, bytes/s at which a step reads the
@@ -64,7 +69,8 @@ def _seconds_of_step(spec: LSTMSpec) -> float:
 
 
 def probe(spec: LSTMSpec, limit: float) -> Point | None:
-    """Measures the call. Takes at most about ``limit`` seconds; None where that is too little for a result.
+    """Measures the call. Takes at most about ``limit`` seconds; None where that is too little for a result, or where
+    the measurement was disturbed.
 
     The caller's modes (autocast, gradients, torch functions) and random numbers stay as they are.
     """
@@ -86,11 +92,22 @@ def probe(spec: LSTMSpec, limit: float) -> Point | None:
         rounds = LEAST_ROUNDS if once < LONG_ROUND else LONG_ROUNDS
         if spent + rounds * once > limit:
             return None
+        others = OtherWork()
         times = interleave(calls, min(SECONDS, limit - spent), rounds, MOST_ROUNDS, warm_up=False)
+        work = others.seconds()
         ratio = paired_ratio(times["aten"], times["cpu"])
+    if _is_disturbed(ratio, *work):
+        return None
     ours, theirs = (_rounded(1e6 * statistics.median(of)) for of in (times["cpu"], times["aten"]))
     value, low, high = (_rounded(x) for x in (ratio.value, ratio.low, ratio.high))
     return Point(T, spec.B or 0, spec.input_size, spec.hidden_size, ours, theirs, value, low, high, None)
+
+
+def _is_disturbed(ratio: Ratio, others: float, passed: float) -> bool:
+    """Threads that wait for each other take many times as long where one of them has lost its core, and PyTorch's
+    kernel, which waits more often, longer than ours: the ratio of such times must not be kept."""
+    free = max(0, (os.cpu_count() or 1) - torch.get_num_threads())
+    return ratio.high > WIDEST * ratio.low or others > (free + OTHERS) * passed + TICKS
 
 
 def _rounded(value: float) -> float:
