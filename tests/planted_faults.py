@@ -670,6 +670,20 @@ FAULTS = [
         FIRST_USE,
     ),
     Fault(
+        "first use: a disturbed measurement is kept",
+        "cnnlstm_fast/recurrent/backends/probe.py",
+        "return ratio.high > WIDEST * ratio.low or others",
+        "return others",
+        FIRST_USE,
+    ),
+    Fault(
+        "first use: other work is not seen",
+        "cnnlstm_fast/recurrent/backends/probe.py",
+        "> (free + OTHERS) * passed + TICKS",
+        "> math.inf",
+        FIRST_USE,
+    ),
+    Fault(
         "cache: a file is written in place",
         "cnnlstm_fast/files.py",
         "os.replace(temporary, path)",

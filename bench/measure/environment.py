@@ -65,18 +65,6 @@ def commit() -> dict[str, Any]:
     return {"id": found, "dirty": None if changes is None else bool(changes)}
 
 
-def busy_seconds() -> float | None:
-    """CPU seconds that all cores of this machine have been busy since boot, time stolen by a host included; None where
-    the system does not report it."""
-    path = Path("/proc/stat")
-    if not path.exists():
-        return None
-    user, nice, system, _, _, irq, softirq, steal, *_ = map(
-        int, path.read_text().split("\n", 1)[0].split()[1:]
-    )
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
 def _cpuinfo() -> dict[str, str]:
     """The entries of the first core."""
     path = Path("/proc/cpuinfo")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnlstm_fast.other_work import busy_seconds
 from cnnlstm_fast.timing import orders
 
 from ..accuracy import accuracy_errors, accuracy_failure, eager_errors
@@ -22,7 +23,6 @@ from ..cases import DTYPES, Call
 from ..report.record import OURS, PYTORCH, Measurement, Row
 from ..roofline.lower_bound import lower_bound
 from ..roofline.peaks import Roofline
-from . import environment as machine
 from .candidates import candidate
 from .jobs import build, fast_job, oracle_job
 from .process import WorkerFailed, WorkerProcess
@@ -224,7 +224,7 @@ class Runner:
         times: dict[str, list[list[float]] | str] = {name: [] for name in processes}
         turn = turn_of(self.plan.device)
         count = round(self.plan.seconds / max(turn, slowest))
-        start, used, busy = time.perf_counter(), time.process_time(), machine.busy_seconds()
+        start, used, busy = time.perf_counter(), time.process_time(), busy_seconds()
         own = 0.0
         least = LEAST_ROUNDS if slowest < LONG_CALL else LEAST_LONG_ROUNDS
         total = max(least, min(MOST_ROUNDS, count))
@@ -244,7 +244,7 @@ class Runner:
         if busy is None or not processes:
             return times, None
         own += time.process_time() - used
-        return times, max(0.0, machine.busy_seconds() - busy - own) / (time.perf_counter() - start)
+        return times, max(0.0, busy_seconds() - busy - own) / (time.perf_counter() - start)
 
 
 def _with_times(measurement: Measurement, rounds: list[list[float]]) -> Measurement:

@@ -41,7 +41,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(choose, "WIDE_HIDDEN", (16,))
     monkeypatch.setattr(choose, "LARGE_STEPS", ())
     monkeypatch.setattr(runner, "TURN", 1e-4)
-    monkeypatch.setattr(runner.machine, "busy_seconds", lambda: None)  # ignores other work on this machine
+    monkeypatch.setattr(runner, "busy_seconds", lambda: None)  # ignores other work on this machine
     monkeypatch.setattr(Runner, "_process", lambda self, name: Inline(name))
     with one_thread():
         yield

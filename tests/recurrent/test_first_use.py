@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +15,23 @@ from test_dispatch import SPEC
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cnnlstm_fast
-from cnnlstm_fast import _native
+from cnnlstm_fast import _native, other_work
 from cnnlstm_fast.recurrent import dispatch
 from cnnlstm_fast.recurrent.backends import calls_here, first_use, measured, this_machine
+from cnnlstm_fast.recurrent.backends import probe as probe_module
 from cnnlstm_fast.recurrent.backends.first_use import Allowance
 from cnnlstm_fast.recurrent.backends.measured import Kind, Point, Table
-from cnnlstm_fast.recurrent.backends.probe import LEAST_T, LOOP, expected_seconds, measured_sizes, probe
+from cnnlstm_fast.recurrent.backends.probe import (
+    LEAST_T,
+    LONG_CALL,
+    LOOP,
+    expected_seconds,
+    measured_sizes,
+    probe,
+)
 from cnnlstm_fast.recurrent.backends.this_machine import Identity, identity, running
 from cnnlstm_fast.recurrent.canonical import LSTMSpec
+from cnnlstm_fast.timing import Ratio
 
 pytestmark = pytest.mark.skipif(not _native.available, reason="needs the native part")
 CPU = {"name": "A processor that nobody has", "cache_bytes": {"l2": 1 << 20}, "cores": 2}
@@ -170,7 +180,8 @@ def test_calls_that_aten_cannot_win_or_that_are_large_are_not_measured(
 def test_long_calls_are_measured_with_fewer_steps() -> None:
     long = AUTO._replace(T=5000, B=64, grad=True)
     T, _ = measured_sizes(long)
-    assert LEAST_T <= T < 500 and expected_seconds(long) < 0.04
+    assert LEAST_T <= T < 500 and expected_seconds(long) <= LONG_CALL
+    assert measured_sizes(long._replace(T=4000))[0] == T, "one measurement tells of all of them"
     assert measured_sizes(AUTO) == (48, 1) and measured_sizes(AUTO._replace(num_layers=4)) == (48, 2)
     assert measured_sizes(AUTO._replace(T=1, cell=True)) == (LOOP, 1)
 
@@ -497,7 +508,9 @@ def test_a_thread_does_not_wait_for_long(probed: Probe, monkeypatch: pytest.Monk
     ],
     ids=str,
 )
-def test_the_probe_measures_and_disturbs_nothing(other: dict[str, Any]) -> None:
+def test_the_probe_measures_and_disturbs_nothing(
+    other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Seen(torch.overrides.TorchFunctionMode):
         calls = 0
 
@@ -509,6 +522,9 @@ def test_the_probe_measures_and_disturbs_nothing(other: dict[str, Any]) -> None:
     before = torch.get_rng_state()
     with Seen() as seen, torch.set_grad_enabled(not spec.grad), torch.autocast("cpu", torch.bfloat16):
         seen.calls = 0
+        monkeypatch.setattr(
+            probe_module, "_is_disturbed", lambda *found: False
+        )  # however busy this machine is
         point = probe(spec, 100.0)
         assert seen.calls == 0
         assert torch.is_grad_enabled() != spec.grad and torch.is_autocast_enabled("cpu")
@@ -522,9 +538,45 @@ def test_a_probe_without_time_gives_nothing() -> None:
     assert probe(SPEC, 0.0) is None
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "others", "disturbed"),
+    [
+        (1.0, 1.2, 0.0, False),
+        (1.0, 1.4, 0.0, True),
+        (10.5, 312.9, 0.0, True),
+        (1.0, 1.2, 2.1, False),  # two cores are free
+        (1.0, 1.2, 2.4, True),
+    ],
+)
+def test_a_disturbed_measurement_is_not_kept(
+    low: float, high: float, others: float, disturbed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Others:
+        def seconds(self) -> tuple[float, float]:
+            return others, 1.0
+
+    monkeypatch.setattr(probe_module.os, "cpu_count", lambda: torch.get_num_threads() + 2)
+    monkeypatch.setattr(probe_module, "OtherWork", Others)
+    monkeypatch.setattr(probe_module, "paired_ratio", lambda *times: Ratio((low + high) / 2, low, high))
+    assert (probe(SPEC, 100.0) is None) == disturbed
+
+
+def test_the_work_of_other_processes_is_what_this_one_did_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: now[1])
+    now = [0.0, 0.0, 0.0]
+    monkeypatch.setattr(other_work, "time", clock)
+    monkeypatch.setattr(other_work, "busy_seconds", lambda: now[2])
+    watched = other_work.OtherWork()
+    now[:] = [2.0, 1.0, 4.0]
+    assert watched.seconds() == (3.0, 2.0)
+    monkeypatch.setattr(other_work, "busy_seconds", lambda: None)
+    assert watched.seconds() == (0.0, 2.0)
+
+
 def test_a_real_first_call_measures_and_gives_the_right_result(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("AT_ONCE", "IN_ALL"):
         monkeypatch.setattr(Allowance, limit, 100.0)  # however busy this machine is
+    monkeypatch.setattr(probe_module, "_is_disturbed", lambda *found: False)
     first_use.renew()
     layer = cnnlstm_fast.LSTM(8, 16)
     exact = torch.nn.LSTM(8, 16)

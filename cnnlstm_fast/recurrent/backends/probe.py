@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,21 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...timing import interleave, paired_ratio, timed
+from ...other_work import OtherWork
+from ...timing import Ratio, interleave, paired_ratio, timed
 from ..canonical import LSTMSpec
-from .measured import Point
+from .measured import SLOW, Point
 
 LOOP = 20
 """Steps of the loop in which cells are measured."""
 MOST_LAYERS = 2
 """A first and an inner layer stand for a stack."""
-LEAST_T, LONG_CALL = 8, 0.03
+LEAST_T, LONG_CALL = 8, 0.04
 """A call that is expected to take more than ``LONG_CALL`` seconds is measured with fewer steps, down to ``LEAST_T``:
 from there on its time grows in proportion to them."""
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 0.1, 5, 40
 """Of the rounds. A round is one call of each."""
 LONG_ROUNDS, LONG_ROUND = 3, 0.05
 """The least rounds where one takes so many seconds."""
+ATTEMPTS = 3
+"""Rounds are added up to twice where the first ones were disturbed, or do not tell noise from a loss."""
+WIDEST, OTHERS, TICKS = 1.3, 0.25, 0.03
+"""A measurement was disturbed if its interval is wider than this factor, or if other processes took more than this part
+of a core from the threads. The system counts their time in ticks, of which a few make no difference."""
 
 FLOP_RATE, STEP_BYTES, STEP_SECONDS = 5e10, 2e10, 2e-5
 """A rough machine, to know beforehand which calls are long: FLOP/s of a thread, bytes/s at which a step reads the
@@ -37,10 +45,8 @@ def measured_sizes(spec: LSTMSpec) -> tuple[int, int]:
     assert spec.T is not None
     if spec.cell:
         return LOOP, 1
-    layers, T = min(spec.num_layers, MOST_LAYERS), spec.T
-    while T > LEAST_T and T * layers * _seconds_of_step(spec) > LONG_CALL:
-        T = max(LEAST_T, T // 2)
-    return T, layers
+    layers = min(spec.num_layers, MOST_LAYERS)
+    return min(spec.T, max(LEAST_T, int(LONG_CALL / (layers * _seconds_of_step(spec))))), layers
 
 
 def expected_seconds(spec: LSTMSpec) -> float:
@@ -65,7 +71,8 @@ def _seconds_of_step(spec: LSTMSpec) -> float:
 
 
 def probe(spec: LSTMSpec, limit: float) -> Point | None:
-    """Measures the call. Takes at most about ``limit`` seconds; None where that is too little for a result.
+    """Measures the call. Takes at most about ``limit`` seconds; None where that is too little for a result, or where
+    the measurement was disturbed.
 
     The caller's modes (autocast, gradients, torch functions) and random numbers stay as they are.
     """
@@ -83,15 +90,33 @@ def probe(spec: LSTMSpec, limit: float) -> Point | None:
                 spent += timed(call)
                 if spent > limit / 2:
                     return None
-        once = spent - before
+        once, start = spent - before, time.perf_counter() - spent
         rounds = LEAST_ROUNDS if once < LONG_ROUND else LONG_ROUNDS
-        if spent + rounds * once > limit:
-            return None
-        times = interleave(calls, min(SECONDS, limit - spent), rounds, MOST_ROUNDS, warm_up=False)
-        ratio = paired_ratio(times["aten"], times["cpu"])
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        others, found = OtherWork(), None
+        for _ in range(ATTEMPTS):
+            left = limit - (time.perf_counter() - start)
+            if left < rounds * once:
+                break
+            new = interleave(calls, min(SECONDS, left), rounds, MOST_ROUNDS, warm_up=False)
+            times = {name: taken + new[name] for name, taken in times.items()}
+            work = others.seconds()
+            ratio = paired_ratio(times["aten"], times["cpu"])
+            found = None if _is_disturbed(ratio, *work) else ratio
+            if found is not None and not (found.value < SLOW and found.high >= 1.0):
+                break
+    if found is None:
+        return None
     ours, theirs = (_rounded(1e6 * statistics.median(of)) for of in (times["cpu"], times["aten"]))
-    value, low, high = (_rounded(x) for x in (ratio.value, ratio.low, ratio.high))
+    value, low, high = (_rounded(x) for x in (found.value, found.low, found.high))
     return Point(T, spec.B or 0, spec.input_size, spec.hidden_size, ours, theirs, value, low, high, None)
+
+
+def _is_disturbed(ratio: Ratio, others: float, passed: float) -> bool:
+    """Threads that wait for each other take many times as long where one of them has lost its core, and PyTorch's
+    kernel, which waits more often, longer than ours: the ratio of such times must not be kept."""
+    free = max(0, (os.cpu_count() or 1) - torch.get_num_threads())
+    return ratio.high > WIDEST * ratio.low or others > (free + OTHERS) * passed + TICKS
 
 
 def _rounded(value: float) -> float:
