@@ -29,8 +29,7 @@ struct Names {
   py::str parameters = intern("_parameters"), flat_weights_names = intern("_flat_weights_names"),
           num_layers = intern("num_layers"), bidirectional = intern("bidirectional"),
           batch_first = intern("batch_first"), proj_size = intern("proj_size"), dropout = intern("dropout"),
-          training = intern("training"), backend = intern("backend"), bias = intern("bias"),
-          hidden_size = intern("hidden_size");
+          training = intern("training"), backend = intern("backend"), bias = intern("bias");
   py::tuple of_cell = py::make_tuple(intern("weight_ih"), intern("weight_hh"), intern("bias_ih"),
                                      intern("bias_hh")),
             of_cell_without_bias = py::make_tuple(of_cell[0], of_cell[1]);
@@ -52,11 +51,14 @@ py::object attribute(PyObject* layer, const py::str& name) {
   return value;
 }
 
-// An integer or a truth value. Nothing where the attribute is missing or is something else.
+// An integer or a truth value. Nothing where the attribute is missing, is something else or is too large.
 std::optional<int64_t> integer(PyObject* layer, const py::str& name) {
   const py::object value = attribute(layer, name);
   if (!value || !PyLong_Check(value.ptr())) return std::nullopt;
-  return PyLong_AsLongLong(value.ptr());
+  int overflow = 0;
+  const int64_t found = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+  if (overflow != 0) return std::nullopt;
+  return found;
 }
 
 bool is_zero(PyObject* layer, const py::str& name) {
